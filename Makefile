@@ -1,0 +1,41 @@
+# Two commands matter: `make demo` and `make test`. Each sets up all it needs in .venv (Python 3.11, git and make are enough).
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+export PYTHONPATH := $(CURDIR)
+export OMP_NUM_THREADS ?= 1
+SCALE  ?= default
+
+.PHONY: demo test test-all docs clean check notebooks export
+
+demo: $(STAMP)
+	OMP_NUM_THREADS=2 $(BIN)/dtir demo --scale $(SCALE) $(DEMO_FLAGS)
+
+test: $(STAMP) check
+	$(BIN)/python -m pytest -q tests -m "not slow"
+	$(BIN)/python tools/ci_nbtest.py --n_workers 2
+
+test-all: test
+	$(BIN)/python -m pytest -q tests -m slow
+
+check: $(STAMP)
+	$(BIN)/python tools/check_sync.py
+
+export: $(STAMP)
+	$(BIN)/nbdev_export
+
+notebooks: $(STAMP)
+	$(BIN)/python tools/execnbs.py nbs/*.ipynb
+
+docs: $(STAMP)
+	$(BIN)/python tools/build_docs.py
+
+$(STAMP): settings.ini setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist _docs _site_src _proc *.egg-info node_modules
+	find . -name __pycache__ -prune -exec rm -rf {} +

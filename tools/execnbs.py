@@ -1,0 +1,30 @@
+"Run notebooks in place and keep their outputs, skipping the cells that nbdev_test skips: python tools/execnbs.py [--flags 'slow'] NB…"
+import sys
+from pathlib import Path
+from execnb.nbio import read_nb, write_nb
+from execnb.shell import CaptureShell
+from fastcore.all import working_directory
+from nbdev.clean import clean_nb
+from nbdev.config import get_config
+from nbdev.frontmatter import FrontmatterProc
+from nbdev.process import NBProcessor
+
+def run(path, flags=''):
+    "Execute one notebook; cells marked with a flag of `tst_flags` run only if it is named in `flags`, else keep their outputs."
+    cfg, path = get_config(), Path(path).absolute()
+    sys.path.insert(0, str(cfg.config_path))
+    skip = set(cfg.tst_flags.split()) - set(flags.split())
+    parsed = NBProcessor(path, procs=FrontmatterProc, process=True).nb
+    directives = {c.id: (getattr(c, 'directives_', None) or {}) for c in parsed.cells if 'id' in c}
+    def no_eval(c):
+        d = directives.get(c.get('id'), {})
+        return (c.cell_type != 'code' or 'nbdev_export(' in c.source or d.get('eval:', [''])[0].lower() == 'false' or bool(skip & d.keys()))
+    nb = read_nb(path)
+    with working_directory(path.parent): CaptureShell(path).run_all(nb, exc_stop=True, preproc=no_eval)
+    clean_nb(nb); write_nb(nb, path)
+
+if __name__ == '__main__':
+    args = sys.argv[1:]
+    flags = args.pop(args.index('--flags')+1) if '--flags' in args else ''
+    for f in args:
+        if f != '--flags': run(f, flags); print('ran', f)
