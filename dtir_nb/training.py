@@ -74,7 +74,7 @@ def gradient_of(
     if 'loss' not in out and 'grads' not in out: raise ValueError(f"a step returns a dict with 'loss' or 'grads', got {sorted(out)}")
     gs = out['grads'] if 'grads' in out else torch.autograd.grad(out['loss'], ps, allow_unused=True)
     if len(gs) != len(ps): raise ValueError(f"a step's 'grads' has {len(gs)} entries for {len(ps)} trained parameters: give one each, None for unused")
-    return [None if g is None else g.detach() for g in gs], {k:float(v) for k,v in out.items() if k != 'grads'}
+    return [None if g is None else g.detach() for g in gs], {k:float(v.detach() if isinstance(v, Tensor) else v) for k,v in out.items() if k != 'grads'}
 
 @torch.no_grad()
 def set_gradients(
@@ -131,7 +131,7 @@ def fit(
             if cfg.ema: ema_update(avg, net, ema_decay(k, cfg.ema))
         elif (skipped := skipped+1) > cfg.skip: raise NonFinite(k, log, skipped-1)
         log.update(step=k, lr=lr_at(k, cfg), seconds=time.perf_counter()-t0)
-        if k % cfg.log_every == 0: log_to(log); bar.set_postfix(loss=log.get('loss'))
+        if k % cfg.log_every == 0: log_to(log); bar.set_postfix(loss=log.get('loss'), refresh=False)
         for f in after: f(k, net, avg, log)
     opt.zero_grad()
     return avg
