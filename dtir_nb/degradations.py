@@ -355,10 +355,11 @@ def inpainting(
 # %% ../nbs/01_degradations.ipynb #1c627fd1
 class Strength(NamedTuple):
     "How strong a degradation is in training, at its source, and in the test that nobody trained for."
-    train: tuple   # (lo, hi) of the uniform draw in training
+    train: tuple   # (lo, hi) of the draw in training
     source: float  # the fixed setting of a benchmark
     hard: float    # stronger than anything in `train`
     unit: str      # what the number means
+    log: bool=False # draw uniformly in the logarithm? For ranges that span more than a decade
 
 # %% ../nbs/01_degradations.ipynb #685d373a
 DEGRADATIONS = MappingProxyType({f.__name__: f for f in (blurry, hazy, jpeg, low_light, noisy, raindrop, rainy, shadowed, snowy, inpainting)})
@@ -369,9 +370,9 @@ STRENGTHS = MappingProxyType(dict(
     low_light =Strength((3., 7.5), 5., 9., 'stops of light missing'),
     noisy     =Strength((5/255, 55/255), 50/255, 75/255, 'standard deviation'),
     raindrop  =Strength((.1, .6), .4, .8, 'share of the pane covered'),
-    rainy     =Strength((.01, .5), .05, .8, 'mean optical thickness of the streaks'),
+    rainy     =Strength((.01, .6), .05, .9, 'mean optical thickness of the streaks', log=True),
     shadowed  =Strength((.3, .8), .6, .93, 'share of the light taken away'),
-    snowy     =Strength((.05, .6), .3, 1., 'mean optical thickness of the flakes'),
+    snowy     =Strength((.03, .6), .3, 1., 'mean optical thickness of the flakes', log=True),
     inpainting=Strength((.05, .45), .3, .6, 'share of the picture lost')))
 
 # %% ../nbs/01_degradations.ipynb #9870d4ab
@@ -386,8 +387,8 @@ def degrade(
     gen = per_image(gen, len(check_images(x)))
     if strength is None:
         if callable(task): raise ValueError('strength is None: only the ten named tasks have a training range, give a number or a tensor (B,)')
-        lo, hi = STRENGTHS[task].train
-        strength = uniform(gen, (1,), x, lo, hi)[:,0]
+        (lo, hi), u = STRENGTHS[task].train, uniform(gen, (1,), x)[:,0]
+        strength = lo*(hi/lo)**u if STRENGTHS[task].log else lo + (hi-lo)*u
     return (task if callable(task) else DEGRADATIONS[task])(x, gen, strength)
 
 # %% ../nbs/01_degradations.ipynb #03540cb8
