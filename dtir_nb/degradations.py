@@ -163,9 +163,9 @@ def rainy(
     a = angle + .06*normal(gen, (3,1,1), x)
     scale = torch.tensor([.5,1.,1.6], device=x.device).view(3,1,1)
     along, across = dy*a.cos() + dx*a.sin(), dx*a.cos() - dy*a.sin()
-    streak = 1.2*(1 - (2*along/(length*scale))**2).clamp_min(0)*torch.exp(-.5*(across/(.55*scale.sqrt()))**2)
-    mist = uniform(gen, (1,1,1), x, 0, .3)
-    light = uniform(gen, (1,1,1), x, .8, 1.).expand(-1,3,-1,-1)
+    streak = 1.6*(1 - (2*along/(length*scale))**2).clamp_min(0)*torch.exp(-.5*(across/(.75*scale.sqrt()))**2)
+    mist = uniform(gen, (1,1,1), x, 0, .2)
+    light = uniform(gen, (1,1,1), x, .85, 1.).expand(-1,3,-1,-1)
     y, tau = veil(x, sow(gen, streak, strength) + strength*mist, light)
     return y, dict(tau=tau, light=light, mist=mist, angle=angle, length=length)
 
@@ -199,8 +199,8 @@ def low_light(
 ):              # (y, params): share of the light kept for each channel, photons at white, read noise
     "Under-exposure: y = (k·x^2.2 + noise)^(1/2.2), k = 2^−s, with the shot and read noise that the missing light costs (after Foi et al. 2008)."
     k = 2**-(strength*(1 + .03*normal(gen, (3,1,1), x)))
-    photons = uniform(gen, (1,1,1), x, math.log(3e3), math.log(3e4)).exp()
-    read = uniform(gen, (1,1,1), x, 1e-4, 6e-4)
+    photons = uniform(gen, (1,1,1), x, math.log(1e4), math.log(1e5)).exp()
+    read = uniform(gen, (1,1,1), x, 5e-5, 3e-4)
     dark = k*x**GAMMA
     var = dark*(1-k).clamp_min(0)/photons + (1-k**2).clamp_min(0)*read**2
     return (dark + var.sqrt()*normal(gen, x.shape[1:], x)).clamp_min(0)**(1/GAMMA), dict(share=k, photons=photons, read=read)
@@ -277,17 +277,17 @@ def raindrop(
     gen,        # a torch.Generator, or one for each image
     strength,   # share of the pane that is covered by drops, in 0..1, a number or (B,)
 ):              # (y, params): mask
-    "Drops on a pane: y = (1−m)·x + m·g·x̃(p + κ∇h), x̃ out of focus, h the height of the water (after Roser & Geiger 2009; Qian et al. 2018)."
+    "Drops on a pane: y = (1−m)·x + m·x̃(p + κ∇h), x̃ out of focus and paled, h the height of the water (after Roser & Geiger 2009; Qian et al. 2018)."
     dy, dx = offsets(x); (H, W) = x.shape[-2:]
-    radius = uniform(gen, (1,1,1), x, .8, 1.5)*torch.tensor([4.,7.,12.], device=x.device).view(3,1,1)
-    water = sow(gen, (1 - (dy**2+dx**2)/radius**2).clamp_min(0), .2)
-    m = ((water - level(water, strength))/uniform(gen, (1,1,1), x, .05, .25)).clamp(0,1)
-    bend = uniform(gen, (1,1,1), x, 60, 160)
+    radius = uniform(gen, (1,1,1), x, .7, 1.4)*torch.tensor([5.,10.,18.], device=x.device).view(3,1,1)
+    water = sow(gen, (1 - (dy**2+dx**2)/radius**2).clamp_min(0), .25)
+    m = ((water - level(water, strength))/uniform(gen, (1,1,1), x, .1, .5)).clamp(0,1)
+    bend = uniform(gen, (1,1,1), x, 100, 300)
     sy, sx = (bend*(water.roll(-1, d) - water.roll(1, d))/2 for d in (2,3))
     py, px = torch.arange(H, device=x.device)[:,None] + .5 + sy[:,0], torch.arange(W, device=x.device) + .5 + sx[:,0]
-    blurred = F.interpolate(x, scale_factor=.25, mode='area') if min(H,W) >= 8 else x
+    blurred = F.interpolate(x, size=(-(-H//6),-(-W//6)), mode='area')
     seen = F.grid_sample(blurred, torch.stack([2*px/W-1, 2*py/H-1], -1), padding_mode='reflection', align_corners=False)
-    return (1-m)*x + m*seen*uniform(gen, (1,1,1), x, .85, 1.1), dict(mask=m)
+    return (1-m)*x + m*(seen + uniform(gen, (1,1,1), x, 0, .3)*(.7-seen)), dict(mask=m)
 
 # %% ../nbs/01_degradations.ipynb #fa80ce75
 def jpeg_file(
@@ -318,7 +318,7 @@ def brush(
     B, (H, W) = len(like), like.shape[-2:]
     side, dev = (H+W)/2, like.device
     step = max(1., .008*side); n = math.ceil(.7*side/step)
-    turn = (uniform(gen, (strokes,n), like) < 20*step/side**.5/n)*normal(gen, (strokes,n), like)*1.5
+    turn = (uniform(gen, (strokes,n), like) < 5/n)*normal(gen, (strokes,n), like)*1.5
     a = uniform(gen, (strokes,1), like, 0, 2*math.pi) + turn.cumsum(-1)
     size = torch.tensor([H,W], device=dev).view(2,1,1)
     p = uniform(gen, (2,strokes,1), like)*size + step*torch.stack([a.sin(), a.cos()], 1).cumsum(-1)
@@ -364,12 +364,12 @@ class Strength(NamedTuple):
 DEGRADATIONS = MappingProxyType({f.__name__: f for f in (blurry, hazy, jpeg, low_light, noisy, raindrop, rainy, shadowed, snowy, inpainting)})
 STRENGTHS = MappingProxyType(dict(
     blurry    =Strength((3., 24.), 12., 36., 'length of the camera path, px'),
-    hazy      =Strength((.5, 3.), 1.5, 4.5, 'optical thickness at the farthest point'),
+    hazy      =Strength((.3, 2.), 1., 3., 'optical thickness at the farthest point'),
     jpeg      =Strength((.4, .92), .9, .96, '1 − quality/100'),
-    low_light =Strength((2., 7.), 4.5, 8.5, 'stops of light missing'),
+    low_light =Strength((3., 7.5), 5., 9., 'stops of light missing'),
     noisy     =Strength((5/255, 55/255), 50/255, 75/255, 'standard deviation'),
-    raindrop  =Strength((.08, .4), .25, .6, 'share of the pane covered'),
-    rainy     =Strength((.02, .5), .15, .8, 'mean optical thickness of the streaks'),
+    raindrop  =Strength((.1, .6), .4, .8, 'share of the pane covered'),
+    rainy     =Strength((.01, .5), .05, .8, 'mean optical thickness of the streaks'),
     shadowed  =Strength((.3, .8), .6, .93, 'share of the light taken away'),
     snowy     =Strength((.05, .6), .3, 1., 'mean optical thickness of the flakes'),
     inpainting=Strength((.05, .45), .3, .6, 'share of the picture lost')))

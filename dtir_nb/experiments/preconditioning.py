@@ -24,11 +24,11 @@ from .records import once, records
 # %% ../../nbs/experiments/preconditioning.ipynb #f9487213
 SCALES = dict(faded=faded, natural=natural, edm=edm)
 
-def photographs(size=128):
-    "Training files, and central crops (20,3,size,size) of the held-out ones; `$DTIR_DATA` says where they lie."
+def photographs(size=96):
+    "Training pictures, and central crops (12,3,size,size) of the held-out ones; `$DTIR_DATA` says where they lie."
     root = Path(os.environ['DTIR_DATA'])/'clean'/'BSDS500-test'
     fs = files(root); mid = lambda x: x[:, (x.shape[1]-size)//2:(x.shape[1]+size)//2, (x.shape[2]-size)//2:(x.shape[2]+size)//2]
-    return fs[:-20], torch.stack([mid(load_image(f)) for f in fs[-20:]])
+    return [load_image(f) for f in fs[:-20]], torch.stack([mid(load_image(f)) for f in fs[-20:-8]])
 
 @torch.no_grad()
 def psnr_at(net, y, x, t):
@@ -43,8 +43,8 @@ def plain_step(net, batch, gen, reduce, t):
 def run(
     scale,            # a name in `SCALES`
     seed,             # seed of everything
-    steps=1500,       # of pre-training
-    tune=300,         # of each fine-tune
+    steps=1200,       # of pre-training
+    tune=200,         # of each fine-tune
     tasks=('low_light','hazy','rainy'),
     ts=(1,6,20),      # steps to fine-tune from
 )->dict:
@@ -57,10 +57,10 @@ def run(
     for l in (5,15,25,50,100):
         y = x+l/255*torch.randn(x.shape, generator=rng(0,'held',l))
         out['denoise'][l] = psnr_at(net, y, x, int(level_to_step(l/255, net.schedule)))
-        if l in (15,25,50): out['match'][f'noise {l}'] = match(net, (x, y.clamp(0,1))).t
+        if l in (15,25,50): out['match'][f'noise {l}'] = match(net, (x[:,:,:64,:64], y.clamp(0,1)[:,:,:64,:64])).t
     for k in tasks:
         y = degrade(x, k, rng(0,'held',k), STRENGTHS[k].source)[0]
-        m = match(net, (x, y)); out['match'][k] = m.t; out['tune'][k] = {'input': psnr_at(lambda y,t: y, y, x, 0)}
+        m = match(net, (x[:,:,:64,:64], y[:,:,:64,:64])); out['match'][k] = m.t; out['tune'][k] = {'input': psnr_at(lambda y,t: y, y, x, 0)}
         for t in ts:
             cfg = FitConfig(steps=tune, lr=5e-4, lr_min=1e-6, ema=.99, seed=seed)
             draw = stream(Synthetic(fs, k, STRENGTHS[k].source, patch=64), batch=8, seed=seed)
