@@ -93,6 +93,7 @@ def stage_nb(p, nb, raw, dst, names, doc_url):
     for c in nb['cells']:
         if c['cell_type'] == 'markdown' and 'class="source"' not in join(c['source']): c['source'] = md(join(c['source']))
         if c['cell_type'] == 'code': c['outputs'] = [o for o in (tidy(o, md) for o in c.get('outputs', [])) if o]
+    nb['cells'][0]['source'] = re.sub(r"^(title: ')# ", r'\1', join(nb['cells'][0]['source']), flags=re.M)   # a title written '# # Title'
     p.unlink()
     (dst/names[rel]).write_text(json.dumps(nb), encoding='utf-8')
 
