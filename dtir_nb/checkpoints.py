@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'CheckpointError', 'pack', 'canonical', 'sha256', 'write_file', 'sync_dir', 'read_file', 'make_dir',
            'remove', 'write_dir', 'environment', 'sign', 'read_manifest', 'read_dir', 'step_name', 'damage',
            'Checkpoint', 'checkpoints', 'load_checkpoint', 'prune', 'save_checkpoint', 'Locked', 'run_lock',
-           'copy_tensors', 'save_net', 'read_net', 'load_net', 'check_zip', 'import_weights']
+           'check_tensors', 'copy_tensors', 'save_net', 'read_net', 'load_net', 'check_zip', 'import_weights']
 
 # %% ../nbs/07_checkpoints.ipynb #7cc4cf89
 import contextlib, errno, hashlib, json, os, re, shutil, socket, stat, subprocess, sys, tempfile, warnings, zipfile
@@ -208,11 +208,13 @@ def prune(
     "Remove old checkpoints, but not the newest `keep` that verify, and not the best."
     good = list(islice((p for p in checkpoints(run) if not damage(p)), max(2, keep)))
     if len(good) < max(2, keep): return
-    old = [p for p in checkpoints(run) if p < good[-1]]
-    scores = {p: read_manifest(p)['score'] for p in good+old if not damage(p)}
-    best = max((p for p in scores if scores[p] is not None), key=scores.get, default=None)
-    for p in old:
-        if p != best: remove(p)
+    scores = {p: s for p in checkpoints(run) if (s := _score(p)) is not None}
+    best = max(scores, key=scores.get, default=None)
+    for p in checkpoints(run):
+        if p < good[-1] and p != best: remove(p)
+
+def _score(path):
+    with contextlib.suppress(CheckpointError): return read_manifest(path)['score']
 
 # %% ../nbs/07_checkpoints.ipynb #f4689264
 def save_checkpoint(
@@ -255,14 +257,13 @@ def run_lock(
         for p in (path.parent/'ckpt').glob('.*-step-*') if (path.parent/'ckpt').is_dir() else (): remove(p)
         yield
 
-# %% ../nbs/07_checkpoints.ipynb #80599b9a
-@torch.no_grad()
-def copy_tensors(
-    target:dict,     # name -> tensor, overwritten in place
+# %% ../nbs/07_checkpoints.ipynb #91d10cae
+def check_tensors(
+    target:dict,     # name -> tensor
     source:dict,     # name -> tensor, must agree in names, shapes and dtypes and be finite
     where='source',  # what the error calls the source, a path or a word
 ):
-    "Overwrite `target` with `source`, all or nothing."
+    "Raise a `CheckpointError` that names the first tensor of `source` which does not fit `target`."
     lost, odd = sorted(target.keys()-source.keys()), sorted(source.keys()-target.keys())
     if lost or odd: raise CheckpointError(where, 'E_KEYS', f'{len(lost)} names are missing {lost[:3]}, {len(odd)} are unknown {odd[:3]}: it was saved from another network')
     for k,t in target.items():
@@ -270,6 +271,15 @@ def copy_tensors(
         if s.shape != t.shape: raise CheckpointError(where, 'E_SHAPE', f'{k} is {tuple(s.shape)} in the file and {tuple(t.shape)} in the network: build it with the saved configuration')
         if s.dtype != t.dtype: raise CheckpointError(where, 'E_DTYPE', f'{k} is {s.dtype} in the file and {t.dtype} in the network: convert one of them on purpose')
         if s.is_floating_point() and not torch.isfinite(s).all(): raise CheckpointError(where, 'E_NONFINITE', f'{k} holds NaN or infinity')
+
+@torch.no_grad()
+def copy_tensors(
+    target:dict,     # name -> tensor, overwritten in place
+    source:dict,     # name -> tensor
+    where='source',  # what the error calls the source
+):
+    "Overwrite `target` with `source`, all or nothing."
+    check_tensors(target, source, where)
     for k,t in target.items(): t.copy_(source[k])
 
 # %% ../nbs/07_checkpoints.ipynb #41d8f90b

@@ -18,6 +18,7 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
 from PIL import Image
 from .core import Batch, FORMATS, ImageError, load_image, rng, to_uint8
+from .degradations import degrade
 
 # %% ../nbs/02_data.ipynb #284f9231
 class Photo(NamedTuple):
@@ -228,10 +229,9 @@ class Synthetic:
         strength=None,  # fixed strength, None draws from the training range
         patch=128,      # side of the crops in pixels, None for whole pictures
         flip=True,      # mirror and turn
-        degrade=None,   # (x, task, gen, strength) -> (y, params); None is `degrade` of 01
+        degrade=degrade,# (x, task, gen, strength) -> (y, params)
         bad='stop',     # unusable files: 'stop' with a list, 'skip' them, or 'trust' without looking
     ):
-        if degrade is None: from dtir_nb.degradations import degrade
         self.x, self.skipped = _usable(Pictures(images), patch=patch, bad=bad)
         self.task, self.strength, self.patch, self.flip, self.degrade = task, strength, patch, flip, degrade
     def __len__(self): return len(self.x)
