@@ -22,10 +22,10 @@ class Finding(NamedTuple):
     found: str = ''    # what happened
     remedy: str = ''   # what to do about it
 
-def _try(net, *args):
-    "The output of `net` without gradient, or the error as text."
+def _try(net, x, keep=True):
+    "The output of `net` without gradient for (a copy of) `x`, or the error as text."
     try:
-        with torch.no_grad(): return net(*args)
+        with torch.no_grad(): return net(x.clone() if keep else x)
     except Exception as e: return f'{type(e).__name__}: {str(e).strip().splitlines()[0][:100] if str(e).strip() else ""}'
 
 # %% ../nbs/05a_foreign.ipynb #2b601e62
@@ -46,8 +46,16 @@ def _check_sizes(net, x):
     m = next((m for m in (2,4,8,16,32,64) if ok(m, 2*m) and ok(3*m, 2*m) and ok(5*m, 3*m)), 64)
     return Finding('any size', 'fail', f'fails at {bad[0]}, accepts multiples of {m}', f'wrap it: Adapted(net, multiple={m})')
 
-# %% ../nbs/05a_foreign.ipynb #aa5c5cdc
+# %% ../nbs/05a_foreign.ipynb #45625b84
+def _calm(net, x):
+    "A copy that does not draw at random: in evaluation mode but for its batch normalisations, if two calls differ."
+    net, a, b = copy.deepcopy(net), _try(net, x), _try(net, x)
+    if isinstance(a, str) or torch.equal(a, b): return net
+    for m in net.eval().modules(): m.training = hasattr(m, 'num_batches_tracked')
+    return net
+
 def _check_batch(net, x):
+    net = _calm(net, x)
     a, b = _try(net, x[:1]), _try(net, torch.cat([x[:1], .2*x[1:]]))
     if isinstance(a, str) or isinstance(b, str): return Finding('one by one', 'fail', a if isinstance(a, str) else b, 'in training it cannot handle one picture, or two: take out batch normalisation, `freeze_batchnorm(net)`')
     d = (a[0]-b[0]).abs().max().item()
@@ -60,7 +68,7 @@ def _check_chance(net, x):
     return Finding('no chance', 'ok')
 
 def _check_input(net, x):
-    y = x.clone(); _try(net, y)
+    y = x.clone(); _try(net, y, keep=False)
     if not torch.equal(x, y): return Finding('input kept', 'fail', 'it writes on the picture it is given', 'wrap it: Adapted(net) hands it a copy')
     return Finding('input kept', 'ok')
 
@@ -79,7 +87,7 @@ def second_derivative_error(
     return min(errors)
 
 def _check_second(net, x):
-    try: e = second_derivative_error(net, x)
+    try: e = second_derivative_error(_calm(net, x), x)
     except Exception as err: return Finding('2nd derivative', 'fail', f'{type(err).__name__}: {str(err).splitlines()[0][:100]}', 'train with the first-order form of orthogonality, mode="project", or none')
     if e > 1e-3: return Finding('2nd derivative', 'fail', f'off by {e:.2g} of its size', 'a hand-written autograd function? Write it in native operations, or train with mode="project"')
     return Finding('2nd derivative', 'ok', f'{e:.0e}')
