@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch
 from torch import Tensor
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # %% ../nbs/00_core.ipynb #7bdc0f79
 class ImageError(ValueError):
@@ -70,7 +70,7 @@ def show_images(
     for i,(ax,im) in enumerate(zip(axs.flat, imgs)):
         ax.imshow(im.detach().float().cpu().clamp(0,1).permute(1,2,0).squeeze(-1), cmap='gray', vmin=0, vmax=1)
         if titles: ax.set_title(titles[i], fontsize=9)
-    fig.tight_layout(pad=.3)
+    fig.tight_layout(pad=.3, h_pad=1.5 if titles and rows > 1 else .3)
     return fig
 
 # %% ../nbs/00_core.ipynb #fc8dbce0
@@ -83,24 +83,47 @@ def _open(path):
     if not stat.S_ISREG(st.st_mode): raise ImageError(path, 'E_NOT_FILE', 'not a regular file; give one picture, or loop over the folder')
     if not st.st_size: raise ImageError(path, 'E_EMPTY', 'the file has 0 bytes; fetch it again')
     try: return Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError: raise ImageError(path, 'E_TOO_LARGE', 'the header declares more pixels than is safe to decode') from None
-    except Exception: raise ImageError(path, 'E_NOT_IMAGE', f'not a picture in {", ".join(FORMATS)}; convert it to PNG first') from None
+    except (Image.DecompressionBombError, MemoryError): raise ImageError(path, 'E_TOO_LARGE', 'the header declares more pixels than is safe to decode') from None
+    except UnidentifiedImageError: raise ImageError(path, 'E_NOT_IMAGE', f'not a picture in {", ".join(FORMATS)}; convert it to PNG first') from None
+    except PermissionError: raise ImageError(path, 'E_UNREADABLE', 'permission denied; chmod u+r') from None
+    except Exception as e: raise ImageError(path, 'E_CORRUPT', f'{e}; fetch the file again') from None
+
+# %% ../nbs/00_core.ipynb #dc62dd57
+def _check_header(im, path, max_pixels):
+    "Refuse, from the header alone, a picture that is too large or that 8-bit RGB cannot hold."
+    w, h = im.size
+    if w*h > max_pixels: raise ImageError(path, 'E_TOO_LARGE', f'{w}×{h} pixels are more than max_pixels={max_pixels:g}; raise it or scale the picture down')
+    if getattr(im, 'n_frames', 1) > 1: raise ImageError(path, 'E_FRAMES', f'{im.n_frames} frames in one file; extract the one you mean')
+    if im.mode not in ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'I', 'I;16', 'I;16B', 'I;16L'): raise ImageError(path, 'E_MODE', f'colour mode {im.mode} has no agreed way to RGB in [0,1]; convert it to 8-bit RGB yourself')
+    if im.format == 'PNG' and not im.mode.startswith('I'):
+        with open(path, 'rb') as f: depth = f.read(25)[24]                # the depth byte of the header
+        if depth > 8: raise ImageError(path, 'E_DEPTH', f'{depth} bits per channel, of which the decoder would keep 8 in silence; save it with 8, or as 16-bit grey')
+
+def _opaque(im, path, alpha):
+    "The picture as RGB; what is transparent is refused, laid on white, or shown as the colours that lie beneath."
+    if im.mode not in ('RGBA', 'LA', 'PA') and 'transparency' not in im.info: return im.convert('RGB')
+    im = im.convert('RGBA')
+    if alpha == 'white': return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
+    if alpha == 'refuse' and im.getextrema()[3][0] < 255: raise ImageError(path, 'E_ALPHA', "has transparent parts, whose colour is anybody's guess; pass alpha='white' or alpha='ignore'")
+    return im.convert('RGB')
 
 # %% ../nbs/00_core.ipynb #4c6437cf
 def load_image(
     path,               # a PNG, JPEG, WEBP, TIFF or BMP file
-    max_pixels=150e6,   # refuse larger pictures, judged from the header before decoding
+    max_pixels=89e6,    # refuse larger pictures, judged from the header before decoding
+    alpha='refuse',     # transparent pictures: 'refuse', 'white' lays them on white, 'ignore' drops the alpha channel
 )->Tensor:              # (3,H,W) float32 in [0,1]
     "Read a picture as RGB in [0,1], turned upright; raises `ImageError` with the file, a code and a remedy."
-    im = _open(path)
-    w,h = im.size
-    if w*h > max_pixels: raise ImageError(path, 'E_TOO_LARGE', f'{w}×{h} pixels are more than max_pixels={max_pixels:g}; raise it or scale the picture down')
-    try: im.load(); im = ImageOps.exif_transpose(im)
-    except Exception as e: raise ImageError(path, 'E_TRUNCATED' if 'trunc' in str(e).lower() else 'E_CORRUPT', f'{e}; fetch the file again') from None
-    if im.mode in ('I;16', 'I;16B', 'I;16L', 'I'): a = np.asarray(im).astype(np.float32)/65535
-    elif im.mode == 'F': raise ImageError(path, 'E_MODE', 'a floating-point picture has no agreed range; save it as 8- or 16-bit')
-    else: a = np.asarray(im.convert('RGB')).astype(np.float32)/255
+    if alpha not in ('refuse', 'white', 'ignore'): raise ValueError(f"alpha is {alpha!r}: it is 'refuse', 'white' or 'ignore'")
+    with _open(path) as im:
+        try: _check_header(im, path, max_pixels); im.load(); im = ImageOps.exif_transpose(im)
+        except ImageError: raise
+        except MemoryError: raise ImageError(path, 'E_TOO_LARGE', 'not enough memory to decode it; scale the picture down') from None
+        except Exception as e: raise ImageError(path, 'E_TRUNCATED' if 'trunc' in str(e).lower() else 'E_CORRUPT', f'{e}; fetch the file again') from None
+    if im.mode.startswith('I'): a = np.asarray(im).astype(np.float32)/65535
+    else: a = np.asarray(_opaque(im, path, alpha)).astype(np.float32)/255
     if a.ndim == 2: a = np.repeat(a[...,None], 3, -1)
+    if a.min() < 0 or a.max() > 1: raise ImageError(path, 'E_DEPTH', 'holds values beyond 16 bits; rescale it to 8 or 16 bits')
     return torch.from_numpy(np.ascontiguousarray(a.transpose(2,0,1)))
 
 # %% ../nbs/00_core.ipynb #c679a79f

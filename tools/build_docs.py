@@ -1,108 +1,79 @@
-"""Docs site + README.md from the notebooks, without Quarto (which `nbdev_docs` still uses, same sources, when present).
-usage: python tools/build_docs.py [--katex DIR_OF_katex/dist]"""
-import json, re, shutil, sys, os, yaml
-from pathlib import Path
-import nbdev.doclinks
-from nbdev.config import get_config
-from nbdev.quarto import refresh_quarto_yml, nbdev_sidebar
-from nbdev.serve import proc_nbs
-from smalldocs.site import build
+"""The site from the notebooks, without Quarto (people who have it can run `nbdev_docs` on the same sources) and without a network.
 
-cfg = get_config()
-root, doc_url = cfg.config_path, (cfg.doc_host + cfg.doc_baseurl).rstrip('/')
-KATEX = Path(sys.argv[sys.argv.index('--katex')+1] if '--katex' in sys.argv else root/'node_modules/katex/dist')
+    python tools/build_docs.py [--out DIR] [--katex DIR]   build the site (default: the doc_path of settings.ini)
+    python tools/build_docs.py --readme                    write README.md from nbs/index.ipynb
+    python tools/build_docs.py --check-readme              fail if README.md is not what nbs/index.ipynb says
+"""
+import argparse, shutil, sys
+from pathlib import Path
+from nbdev.config import get_config
+from docs_api import api_page, modules
+from docs_readme import readme
+
+cfg  = get_config()
+root = cfg.config_path
+doc_url = (cfg.doc_host + cfg.doc_baseurl).rstrip('/')
+
+def check_readme():
+    "Exit with a message unless README.md is current."
+    index, out = cfg.nbs_path/'index.ipynb', root/'README.md'
+    if not index.exists(): print('no nbs/index.ipynb, README.md not checked'); return
+    if out.read_text(encoding='utf-8') != readme(index): sys.exit('README.md is not what nbs/index.ipynb says: run python tools/build_docs.py --readme')
+    print('README.md is current')
+
+def write_readme():
+    "README.md, if there is an index to make it from."
+    if (cfg.nbs_path/'index.ipynb').exists(): (root/'README.md').write_text(readme(cfg.nbs_path/'index.ipynb'), encoding='utf-8')
 
 def process(n_workers=2):
-    "What `nbdev_proc_nbs` does, less its attempt to download and install Quarto"
-    refresh_quarto_yml(); nbdev.doclinks._build_modidx(); nbdev_sidebar.__wrapped__()
+    "What `nbdev_proc_nbs` does, less its attempt to install Quarto."
+    from nbdev.quarto import refresh_quarto_yml, nbdev_sidebar
+    from nbdev.serve import proc_nbs
+    sys.path.insert(0, str(root))   # the workers inherit the path, and import the package
+    refresh_quarto_yml(); nbdev_sidebar.__wrapped__()
     return proc_nbs(cfg.nbs_path, n_workers=n_workers, force=True)
 
-def join(s): return ''.join(s) if isinstance(s, list) else s
-def front(nb):
-    c = nb['cells'][0] if nb['cells'] else {}
-    m = re.match(r'---\n(.*?)\n---', join(c.get('source','')), re.S)
-    return yaml.safe_load(m[1]) or {} if m else {}
+def page_of(names):
+    "{'00_core.ipynb': 'core.html', …}"
+    return {nb: page[:-len('.ipynb')] + '.html' for nb, page in names.items()}
 
-def stage(cache, dst):
-    "Copy `cache` to `dst`: page names from `output-file`, relative links, figure numbers, no widget JSON"
-    shutil.rmtree(dst, ignore_errors=True); shutil.copytree(cache, dst, ignore=shutil.ignore_patterns(cfg.doc_path.name, '_docs', '_site'))
-    nbs = {p: json.loads(p.read_text()) for p in dst.rglob('*.ipynb')}
-    ren = {}
-    for p, nb in nbs.items():
-        out = front(nb).get('output-file')
-        ren[p] = p.with_name(Path(out).stem + '.ipynb') if out else p
-    names = {p.relative_to(dst).as_posix(): q.relative_to(dst).as_posix() for p, q in ren.items()}
-    for p, nb in nbs.items():
-        up = '../' * (len(p.relative_to(dst).parts)-1)
-        figs = {}
-        for c in nb['cells']:
-            m = re.search(r'^#\|\s*label:\s*(fig-[\w-]+)', join(c['source']), re.M)
-            if c['cell_type']=='code' and m:
-                figs[m[1]] = n = len(figs)+1
-                c['source'] = re.sub(r'^(#\|\s*fig-cap:\s*)"?(.*?)"?$', lambda m: f'{m[1]}"Figure {n}: {m[2]}"', join(c['source']), flags=re.M)
-        def md(s):
-            s = s.replace(doc_url + '/', up or './')
-            s = re.sub(r'@(fig-[\w-]+)', lambda m: f'[Figure {figs[m[1]]}](#{m[1]})' if m[1] in figs else m[0], s)
-            s = re.sub(r'(?<!\$\$\n)^\\begin\{align(\*?)\}(.*?)\\end\{align\1\}', r'$$\n\\begin{aligned}\2\\end{aligned}\n$$', s, flags=re.S|re.M)
-            def link(m):
-                t = os.path.normpath((p.parent.relative_to(dst)/m[1]).as_posix()).replace(os.sep, '/')
-                return f'](' + (m[1][:-len(Path(m[1]).name)] + Path(names[t]).name if t in names else m[1]) + (m[2] or '') + ')'
-            return re.sub(r'\]\(([^)#:\s]+\.ipynb)(#[^)]*)?\)', link, s)
-        for c in nb['cells']:
-            if c['cell_type'] == 'markdown': c['source'] = md(join(c['source']))
-            for o in c.get('outputs', []):
-                d = o.get('data', {})
-                if 'text/markdown' in d: d['text/markdown'] = md(join(d['text/markdown']))
-                if 'application/vnd.jupyter.widget-view+json' in d:
-                    o['data'] = {'text/html': '<p class="widget-note"><em>Interactive widget: run this notebook in JupyterLab to use it.</em></p>'}
-                if o.get('output_type') == 'stream': o['text'] = re.sub(r'\x1b\[[0-9;]*[A-Za-z]', '', join(o['text'])).strip('\n') + '\n'
-            c['outputs'] = [o for o in c.get('outputs', []) if join(o.get('text','x')).strip()] if c['cell_type']=='code' else None
-            if c['outputs'] is None: del c['outputs']
-        p.unlink(); ren[p].write_text(json.dumps(nb))
-    sb = dst/'sidebar.yml'
-    if sb.exists():
-        t = sb.read_text()
-        for a, b in names.items(): t = re.sub(rf'(?<![\w/]){re.escape(a)}$', b, t, flags=re.M)
-        sb.write_text(t)
-    return dst
+def symbols(pages):
+    "{exported name: 'page.html#anchor'}; a name that two modules export links nowhere."
+    found = [n for _, ns in modules(cfg.lib_path) for n in ns if n.notebook in pages]
+    once = {n.name for n in found if sum(m.name == n.name for m in found) == 1}
+    return {n.name: f'{pages[n.notebook]}#{n.anchor}' for n in found if n.name in once}
 
-def localise(site):
-    "Self-contained site: KaTeX from disk, no web fonts"
-    if (KATEX/'katex.min.js').exists():
-        k = site/'site_libs/katex'; (k/'contrib').mkdir(parents=True, exist_ok=True); (k/'fonts').mkdir(exist_ok=True)
-        for f in ('katex.min.css','katex.min.js','contrib/auto-render.min.js'): shutil.copy(KATEX/f, k/f)
-        for f in (KATEX/'fonts').glob('*.woff2'): shutil.copy(f, k/'fonts')
-        for h in site.rglob('*.html'):
-            up = '../' * (len(h.relative_to(site).parts)-1)
-            h.write_text(re.sub(r'https://cdn\.jsdelivr\.net/npm/katex@[\d.]+/dist', f'{up}site_libs/katex', h.read_text()))
-    for c in site.rglob('*.css'):
-        t = c.read_text(); n = re.sub(r'@import url\(https://fonts\.googleapis[^)]*\);?', '', t)
-        if n != t: c.write_text(n)
-
-def readme(cache):
-    "README.md (GitHub flavour) from the processed index notebook"
-    nb = json.loads((cache/cfg.readme_nb).read_text()); fm = front(nb)
-    out = [f"# {fm.get('title', cfg.title)}\n", '<!-- AUTOGENERATED from nbs/index.ipynb; edit there -->\n', str(fm.get('description',''))+'\n']
-    for c in nb['cells'][1:]:
-        s = join(c['source']).strip()
-        if not s or s.startswith('<!-- WARNING'): continue
-        if c['cell_type']=='markdown': out.append(re.sub(r'\]\((?!https?:|#|/)([^)]+\.ipynb)', rf']({cfg.nbs_path.name}/\1', s)+'\n')
-        elif c['cell_type']=='code':
-            o = dict(re.findall(r'^#\|\s*([\w-]+):\s*(.*)$', s, re.M)); body = re.sub(r'^#\|.*\n?', '', s, flags=re.M)
-            if o.get('echo')!='false' and body: out.append(f'``` python\n{body}\n```\n')
-            for u in c.get('outputs', []):
-                d = u.get('data', {}); t = join(d.get('text/markdown') or '') or ''
-                if t: out.append(t+'\n')
-                else:
-                    t = join(d.get('text/plain') or u.get('text') or '')
-                    if t: out.append('\n'.join('    '+l for l in t.rstrip().splitlines())+'\n')
-    (root/'README.md').write_text('\n'.join(out))
-
-if __name__ == '__main__':
-    cache = process(); src = stage(cache, root/'_site_src'); readme(cache)
-    s = build(src); out = src/cfg.doc_path.name
-    localise(out); shutil.rmtree(cfg.doc_path, ignore_errors=True); shutil.move(out, cfg.doc_path); shutil.rmtree(src)
-    left = {u for h in cfg.doc_path.rglob('*.html') for u in re.findall(r'(?:src|href)="(https?://[^"]*(?:cdn|unpkg|cloudflare|googleapis)[^"]*)"', h.read_text())}
-    print(f'{len(list(cfg.doc_path.rglob("*.html")))} pages in {cfg.doc_path}', 'remote assets:', left or 'none')
-    for w in s.warnings:
+def build_site(out, katex):
+    "Process, stage, build, polish."
+    from docs_stage import stage
+    from docs_nav import write_nav
+    from docs_polish import polish, foreign
+    from smalldocs.site import build
+    src = root/'_site_src'
+    names = stage(process(), cfg.nbs_path, src, doc_url)
+    pages = page_of(names)
+    (src/'api.md').write_text(api_page(cfg.lib_path, names, cfg.git_url, cfg.branch), encoding='utf-8')
+    write_nav(src, names)
+    site = build(src, quiet=True)
+    polish(site.out, katex, symbols(pages))
+    shutil.rmtree(out, ignore_errors=True); shutil.move(site.out, out); shutil.rmtree(src)
+    print(f'{len(list(out.rglob("*.html")))} pages in {out}; from other hosts: {foreign(out) or "nothing"}')
+    for w in site.warnings:
         if 'output-file' not in w: print('warning:', w)
+
+def find_katex(given):
+    "KaTeX's dist folder, or None with a note."
+    katex = Path(given) if given else root/'node_modules/katex/dist'
+    if (katex/'katex.min.js').exists(): return katex
+    print(f'note: no KaTeX in {katex}, formulas stay as TeX: install node and run `npm ci`')
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--out', default=cfg.doc_path, type=Path); p.add_argument('--katex')
+    p.add_argument('--readme', action='store_true'); p.add_argument('--check-readme', action='store_true')
+    a = p.parse_args()
+    if a.check_readme: return check_readme()
+    write_readme()
+    if not a.readme: build_site(a.out.absolute(), find_katex(a.katex))
+
+if __name__ == '__main__': main()

@@ -1,0 +1,114 @@
+// Visit every page of the built site in Chromium and report what a reader would stumble over, as JSON on stdout.
+// usage: node site.mjs BASE_URL OUT_DIR page.html…      (chromium: $CHROMIUM or /usr/bin/chromium)
+import { chromium } from 'playwright-core';
+import { createRequire } from 'node:module';
+import fs from 'node:fs';
+
+const [base, out, ...pages] = process.argv.slice(2);
+const axe = fs.readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+const args = ['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
+const browser = await chromium.launch({ executablePath: process.env.CHROMIUM || '/usr/bin/chromium', headless: true, args });
+const problems = [], note = (page, what, detail) => problems.push({ page, what, detail: String(detail).slice(0, 300) });
+
+// A page that reports failed and foreign requests, console errors and exceptions.
+async function open(name, options) {
+  const context = await browser.newContext(options), page = await context.newPage();
+  page.on('requestfailed', r => note(name, 'failed request', r.url()));
+  page.on('response', r => r.status() >= 400 && note(name, 'failed request', `${r.status()} ${r.url()}`));
+  page.on('request', r => /^https?:/.test(r.url()) && !r.url().startsWith(base) && note(name, 'foreign request', r.url()));
+  page.on('console', m => m.type() === 'error' && note(name, 'console error', m.text()));
+  page.on('pageerror', e => note(name, 'exception', e.message));
+  await page.goto(`${base}/${name}`, { waitUntil: 'load' });
+  await page.waitForTimeout(150);
+  return { context, page };
+}
+
+// Pictures that did not load, formulas that were not set, duplicate ids, links.
+const look = () => ({
+  broken: [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src.slice(0, 80)),
+  nameless: [...document.images].filter(i => !i.alt).length,
+  raw: [...document.querySelectorAll('.math')].filter(m => !m.querySelector('.katex') || m.querySelector('.katex-error')).map(m => m.textContent.slice(0, 80)),
+  maths: document.querySelectorAll('.math').length,
+  title: document.querySelector('h1')?.textContent ?? '',
+  ids: [...document.querySelectorAll('[id]')].map(e => e.id),
+  links: [...document.querySelectorAll('a[href]')].map(a => a.href),
+});
+
+async function accessible(page, name, mode) {
+  await page.evaluate(axe);
+  const found = await page.evaluate(() => axe.run(document, { resultTypes: ['violations'] }));
+  for (const v of found.violations.filter(v => ['serious', 'critical'].includes(v.impact)))
+    note(name, `axe ${mode}: ${v.id}`, `${v.nodes.length} × ${v.help}; first: ${v.nodes[0].html} ${v.nodes[0].any[0]?.message ?? ''}`);
+}
+
+async function narrow(name) {
+  const { context, page } = await open(name, { viewport: { width: 360, height: 740 }, isMobile: true, hasTouch: true });
+  const wide = await page.evaluate(() => [document.documentElement.scrollWidth, [...document.querySelectorAll('main *')]
+    .filter(e => e.getBoundingClientRect().right > 361 && !e.closest('pre, .sd-table, .cell-output-display, .math, .katex')).slice(0, 2).map(e => e.outerHTML.slice(0, 90))]);
+  if (wide[0] > 360) note(name, 'scrolls sideways at 360 px', wide.join(' '));
+  await page.screenshot({ path: `${out}/${name.replaceAll('/', '_')}.phone.png` });
+  await context.close();
+}
+
+const seen = {};
+for (const name of pages) {
+  const { context, page } = await open(name, { viewport: { width: 1300, height: 900 }, colorScheme: 'light' });
+  const s = seen[name] = await page.evaluate(look);
+  s.broken.forEach(b => note(name, 'broken picture', b));
+  if (s.nameless) note(name, 'pictures without description', s.nameless);
+  s.raw.forEach(r => note(name, 'formula not set', r));
+  if (!s.title || s.title.startsWith('#')) note(name, 'title', s.title);
+  await accessible(page, name, 'light');
+  await page.screenshot({ path: `${out}/${name.replaceAll('/', '_')}.light.png`, fullPage: name !== 'api.html' });
+  await context.close();
+  const dark = await open(name, { viewport: { width: 1300, height: 900 }, colorScheme: 'dark' });
+  await accessible(dark.page, name, 'dark');
+  await dark.page.screenshot({ path: `${out}/${name.replaceAll('/', '_')}.dark.png` });
+  await dark.context.close();
+  await narrow(name);
+}
+
+// Every internal link leads to a page and an anchor that exist.
+for (const [name, s] of Object.entries(seen)) for (const link of new Set(s.links)) {
+  if (!link.startsWith(base)) continue;
+  const [target, hash] = decodeURIComponent(link.slice(base.length + 1)).split('#'), page = target.split('?')[0] || 'index.html';
+  if (!(page in seen)) { if (/\.html$|^$/.test(page)) note(name, 'broken link', link); continue; }
+  if (hash && !seen[page].ids.includes(hash)) note(name, 'broken anchor', link);
+}
+
+// Search answers without a server.
+async function search(word) {
+  const { context, page } = await open('index.html', { viewport: { width: 1300, height: 900 } });
+  await page.fill('.smalldocs-search input', word);
+  await page.waitForSelector('.search-result, .search-none', { timeout: 5000 });
+  const first = await page.locator('.search-result').first().getAttribute('href').catch(() => null);
+  await page.screenshot({ path: `${out}/search.png` });
+  await context.close();
+  return first;
+}
+
+// The curtain follows the keyboard, the toggle turns the page dark.
+async function hands() {
+  const { context, page } = await open('index.html', { viewport: { width: 1300, height: 900 }, colorScheme: 'light' });
+  const curtain = await page.locator('.curtain').count();
+  let moved = null;
+  if (curtain) {
+    const at = () => page.evaluate(() => getComputedStyle(document.querySelector('.curtain')).getPropertyValue('--at'));
+    const before = await at();
+    await page.locator('.curtain input').first().focus();
+    for (let i = 0; i < 5; i++) await page.keyboard.press('ArrowRight');
+    moved = before !== await at();
+  }
+  const shade = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+  const light = await shade();
+  await page.locator('.quarto-color-scheme-toggle').first().click(); await page.waitForTimeout(200);
+  const dark = await shade();
+  await context.close();
+  return { curtain, moved, toggles: light !== dark };
+}
+
+const words = (process.env.SEARCH || 'match_timestep').split(',');
+const found = {}; for (const w of words) found[w] = await search(w);
+const result = { pages: pages.length, maths: Object.fromEntries(Object.entries(seen).map(([k, s]) => [k, s.maths])), found, hands: await hands(), problems };
+console.log(JSON.stringify(result, null, 1));
+await browser.close();

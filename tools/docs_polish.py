@@ -1,0 +1,81 @@
+"After the site is built: mathematics and fonts from this site only, links from names to their pages, a description for every picture."
+import html, re, shutil
+from pathlib import Path
+
+CDN = re.compile(r'https://cdn\.jsdelivr\.net/npm/katex@[\d.]+/dist')
+
+def copy_katex(katex, site):
+    "KaTeX and its fonts into the site."
+    k = site/'site_libs/katex'
+    for d in ('contrib', 'fonts'): (k/d).mkdir(parents=True, exist_ok=True)
+    for f in ('katex.min.css', 'katex.min.js', 'contrib/auto-render.min.js'): shutil.copy(katex/f, k/f)
+    for f in (katex/'fonts').glob('*.woff2'): shutil.copy(f, k/'fonts')
+
+def local_katex(text, up, have):
+    "A page's references to KaTeX: to this site's copy, or none at all if there is no copy."
+    if have: return CDN.sub(f'{up}site_libs/katex', text)
+    return re.sub(r'<(?:link|script)[^>]*cdn\.jsdelivr\.net/npm/katex[^>]*>(?:</script>)?', '', text)
+
+def link_names(text, symbols, here, up):
+    "`name` in running text links to the page that explains it; not inside links, headings, code listings or summaries."
+    out, depth = [], 0
+    for tok in re.split(r'(<code>[\w.]+(?:\(\))?</code>|</?(?:a|pre|h\d|summary|title)\b[^>]*>)', text):
+        if re.match(r'<(?:a|pre|h\d|summary|title)\b', tok): depth += 1
+        elif re.match(r'</(?:a|pre|h\d|summary|title)>', tok): depth -= 1
+        elif depth == 0 and (m := re.fullmatch(r'<code>([\w.]+)(?:\(\))?</code>', tok)) and m[1] in symbols:
+            page, anchor = symbols[m[1]].split('#')
+            tok = f'<a class="name" href="{"" if page == here else up + page}#{anchor}">{tok}</a>'
+        out.append(tok)
+    return ''.join(out)
+
+def clean(s): return html.unescape(re.sub(r'\s+', ' ', re.sub(r'<[^>]+>', '', s))).strip()
+
+def plot_title(listing):
+    "What a plot says of itself: the title in the listing that drew it."
+    m = re.findall(r'''title\s*(?:=|\()\s*[rf]*(["'])(.+?)\1''', clean(listing))
+    return m[-1][1] if m else ''
+
+def describe_pictures(text):
+    "Pictures without a description get the title of the plot, or the heading they stand under."
+    out, heading, listing = [], '', ''
+    for tok in re.split(r'(<h[1-4]\b.*?</h[1-4]>|<div id="cell-[^"]*" class="cell">|<pre class="sourceCode.*?</pre>|<img\b[^>]*>)', text, flags=re.S):
+        if re.match(r'<h[1-4]', tok): heading = clean(tok)
+        elif tok.startswith('<div id="cell-'): listing = ''
+        elif tok.startswith('<pre class="sourceCode'): listing = tok
+        elif tok.startswith('<img') and not re.search(r'\balt="[^"]+"', tok):
+            alt = html.escape(plot_title(listing) or f'Figure: {heading}', quote=True)
+            tok = re.sub(r'\s*\balt="[^"]*"', '', tok).replace('<img', f'<img alt="{alt}"', 1)
+        out.append(tok)
+    return ''.join(out)
+
+def label_controls(text):
+    "Names for what assistive technology would otherwise read out as a bare symbol."
+    text = text.replace('class="code-copy-button"><i', 'class="code-copy-button" aria-label="Copy to clipboard"><i')
+    text = text.replace('<nav class="quarto-secondary-nav">', '<nav class="quarto-secondary-nav" aria-label="Where you are">')
+    text = text.replace('<nav id="quarto-sidebar"', '<nav id="quarto-sidebar" aria-label="Pages"', 1)
+    return re.sub(r'<nav id="TOC"', '<nav id="TOC" aria-label="On this page"', text, count=1)
+
+def drop_web_fonts(site):
+    "Style sheets that ask another host for a font stop asking."
+    for c in site.rglob('*.css'):
+        t = c.read_text(encoding='utf-8')
+        n = re.sub(r'@import\s+(?:url\(\s*["\']?https?://fonts\.[^)]*\)|["\']https?://fonts\.[^"\']*["\'])[^;]*;?', '', t)
+        if n != t: c.write_text(n, encoding='utf-8')
+
+def polish(site, katex, symbols):
+    "Every page of the built `site`; `katex` is the dist folder of the npm package, or None."
+    if katex: copy_katex(katex, site)
+    drop_web_fonts(site)
+    for h in sorted(site.rglob('*.html')):
+        rel = h.relative_to(site).as_posix()
+        up = '../' * rel.count('/')
+        text = local_katex(h.read_text(encoding='utf-8'), up, bool(katex))
+        head, body = text.split('<main', 1) if '<main' in text else (text, '')
+        body = describe_pictures(link_names(body, symbols, rel, up))
+        h.write_text(label_controls(head + '<main' + body if body else head), encoding='utf-8')
+
+def foreign(site):
+    "What a browser would fetch from another host."
+    pat = r'<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)="(https?://[^"]+)"'
+    return sorted({u for h in site.rglob('*.html') for tag in re.finditer(pat, h.read_text(encoding='utf-8')) for u in [tag[1]]
+                   if 'rel="canonical"' not in tag[0]})

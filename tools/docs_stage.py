@@ -1,0 +1,138 @@
+"From what nbdev made of the notebooks to what the site builder reads: page names, relative links, figure numbers, and the source under each signature."
+import json, os, re, shutil
+from pathlib import Path
+import yaml
+from docs_readme import join
+
+def front(nb):
+    "The front matter that nbdev wrote into the first cell."
+    m = re.match(r'---\n(.*?)\n---', join(nb['cells'][0]['source']), re.S) if nb['cells'] else None
+    return yaml.safe_load(m[1]) or {} if m else {}
+
+def page_names(nbs, dst):
+    "{'00_core.ipynb': 'core.ipynb', …}: the page name that each notebook asks for, both relative to `dst`."
+    def new(p, nb): return p.with_name(Path(front(nb).get('output-file', p.name)).stem + '.ipynb')
+    return {p.relative_to(dst).as_posix(): new(p, nb).relative_to(dst).as_posix() for p, nb in nbs.items()}
+
+def relink(text, folder, names, doc_url):
+    "Links to notebooks become links to their pages; links to the published site become relative."
+    text = text.replace(doc_url + '/', '../'*(0 if folder in ('', '.') else folder.count('/')+1) or './')
+    def link(m):
+        t = os.path.normpath(os.path.join(folder, m[1])).replace(os.sep, '/')
+        target = os.path.relpath(names[t], folder or '.').replace(os.sep, '/') if t in names else m[1]
+        return f']({target}{m[2] or ""})'
+    return re.sub(r'\]\(([^)#:\s]+\.ipynb)(#[^)]*)?\)', link, text)
+
+def slug(m):
+    "A heading's anchor as Jupyter spells it, spelt as the site spells it."
+    return m[1] + re.sub(r'[^\w\s.-]', '', m[2].replace('%20', '-')).strip('-').lower() + ')'
+
+def number_figures(cells):
+    "Number the figures labelled `#| label: fig-…`, and return {label: number}."
+    figs = {}
+    for c in cells:
+        src = join(c['source'])
+        m = re.search(r'^#\|\s*label:\s*(fig-[\w-]+)', src, re.M)
+        if c['cell_type'] != 'code' or not m: continue
+        figs[m[1]] = n = len(figs)+1
+        c['source'] = re.sub(r'^(#\|\s*fig-cap:\s*)"?(.*?)"?$', lambda k: f'{k[1]}"Figure {n}: {k[2]}"', src, flags=re.M)
+    return figs
+
+def prose(text, folder, names, doc_url, figs):
+    "A markdown cell, ready for the site."
+    text = relink(text, folder, names, doc_url)
+    text = re.sub(r'(\]\([^)#\s]*#)([^)\s]+)\)', slug, text)
+    text = re.sub(r'@(fig-[\w-]+)', lambda m: f'[Figure {figs[m[1]]}](#{m[1]})' if m[1] in figs else m[0], text)
+    align = r'(?<!\$\$\n)^\\begin\{align(\*?)\}(.*?)\\end\{align\1\}'
+    return re.sub(align, r'$$\n\\begin{aligned}\2\\end{aligned}\n$$', text, flags=re.S|re.M)
+
+def tidy(o, md):
+    "One output: markdown like prose, widgets replaced by a sentence, terminal colours and progress bars removed."
+    d = o.get('data', {})
+    if 'text/markdown' in d: d['text/markdown'] = md(join(d['text/markdown']))
+    if 'application/vnd.jupyter.widget-view+json' in d:
+        o['data'] = {'text/html': '<p class="widget-note"><em>An interactive widget: run this notebook in JupyterLab to use it.</em></p>'}
+    if o.get('output_type') == 'stream':
+        text = re.sub(r'\x1b\[[0-9;]*[A-Za-z]', '', join(o['text']))
+        o['text'] = '\n'.join(l.split('\r')[-1] for l in text.split('\n')).strip('\n') + '\n'
+    return o if join(o.get('text', 'x')).strip() else None
+
+def defined(src):
+    "Top-level names that a cell defines."
+    return re.findall(r'^(?:async def|def|class)\s+(\w+)', src, re.M) + re.findall(r'^([A-Za-z]\w*)\s*(?::[^=\n]+)?=(?!=)', src, re.M)
+
+def fields(src, name):
+    "The fields of a tuple class as its source writes them, or None: nbdev shows `*args, **kwargs` instead."
+    m = re.search(rf'^class {name}\(NamedTuple\):\n((?:[ \t]+.*\n|\n)*)', src + '\n', re.M)
+    return m and [l for l in m[1].splitlines() if re.match(r'\s+\w+\s*:\s*\S', l)]
+
+def true_signature(cell, src, name):
+    "Put the fields of a tuple class into its signature."
+    fs = fields(src, name)
+    for o in cell.get('outputs', []) if fs else []:
+        d = o.get('data', {})
+        if 'text/markdown' in d:
+            d['text/markdown'] = join(d['text/markdown']).replace(f'def {name}(\n    *args, **kwargs\n):', f'class {name}(NamedTuple):\n' + '\n'.join(fs))
+
+def source_cell(src, shown):
+    "The source of an exported cell as a markdown cell: folded under its signature, open if there is no signature."
+    body = re.sub(r'^#\|.*\n', '', src, flags=re.M).strip()
+    names = defined(body)
+    label = ', '.join(f'<code>{n}</code>' for n in names) or 'this cell'
+    ids = ''.join(f'<span id="{n.lower()}"></span>' for n in names if n not in shown and not n.startswith('_'))
+    text = f'{ids}\n<details class="source"{"" if shown else " open"}><summary>Source of {label}</summary>\n\n```python\n{body}\n```\n\n</details>'
+    return dict(cell_type='markdown', metadata={}, source=text)
+
+def add_sources(cells, raw):
+    "After the signatures of each exported cell put its source; nbdev leaves it out, and this book is about the source."
+    docs = {m[1]: i for i,c in enumerate(cells) if c['cell_type']=='code' and (m := re.search(r'^show_doc\((\w+)\)\s*$', join(c['source']), re.M))}
+    where = {c.get('id'): i for i,c in enumerate(cells)}
+    at, after = 0, {}
+    for c in raw:
+        src = join(c['source'])
+        at = max(at, where.get(c.get('id'), at))
+        if c['cell_type'] != 'code' or not re.match(r'#\|\s*exports?\b', src) or not defined(src): continue
+        shown = [n for n in defined(src) if n in docs]
+        for n in shown: true_signature(cells[docs[n]], src, n)
+        at = max([at] + [docs[n] for n in shown])
+        after.setdefault(at, []).append(source_cell(src, shown))
+    return [o for i,c in enumerate(cells) for o in [c, *after.get(i, [])]]
+
+SELF = ('how_to_read.ipynb', 'between_the_lines.ipynb')   # they report on the other notebooks
+
+def refresh(nbs_path, dst):
+    "Run the notebooks that read the others, so that the site shows today's answer; their files stay as they are."
+    from execnb.nbio import read_nb
+    from execnb.shell import CaptureShell
+    from fastcore.all import working_directory
+    for name in SELF:
+        if not (nbs_path/name).exists(): continue
+        nb, staged = read_nb(nbs_path/name), json.loads((dst/name).read_text(encoding='utf-8'))
+        with working_directory(nbs_path): CaptureShell(nbs_path/name).run_all(nb, exc_stop=True)
+        new = {c.get('id'): c.get('outputs', []) for c in nb.cells}
+        for c in staged['cells']:
+            if c.get('outputs') and c.get('id') in new: c['outputs'] = [dict(o) for o in new[c['id']]]
+        (dst/name).write_text(json.dumps(staged), encoding='utf-8')
+
+def stage_nb(p, nb, raw, dst, names, doc_url):
+    "Rewrite one processed notebook under its page name."
+    rel = p.relative_to(dst).as_posix()
+    figs = number_figures(nb['cells'])
+    def md(s): return prose(s, os.path.dirname(rel), names, doc_url, figs)
+    if raw.exists(): nb['cells'] = add_sources(nb['cells'], json.loads(raw.read_text(encoding='utf-8'))['cells'])
+    for c in nb['cells']:
+        if c['cell_type'] == 'markdown' and 'class="source"' not in join(c['source']): c['source'] = md(join(c['source']))
+        if c['cell_type'] == 'code': c['outputs'] = [o for o in (tidy(o, md) for o in c.get('outputs', [])) if o]
+    nb['cells'][0]['source'] = re.sub(r"^(title: ')# ", r'\1', join(nb['cells'][0]['source']), flags=re.M)   # a title written '# # Title'
+    p.unlink()
+    (dst/names[rel]).write_text(json.dumps(nb), encoding='utf-8')
+
+def stage(cache, nbs_path, dst, doc_url):
+    "Copy nbdev's `cache` to `dst`, ready for the site builder; returns {notebook: page source}."
+    shutil.rmtree(dst, ignore_errors=True)
+    shutil.copytree(cache, dst, ignore=shutil.ignore_patterns('_docs', '_site', '.ipynb_checkpoints'))
+    refresh(nbs_path, dst)
+    nbs = {p: json.loads(p.read_text(encoding='utf-8')) for p in sorted(dst.rglob('*.ipynb'))}
+    names = page_names(nbs, dst)
+    for p, nb in nbs.items(): stage_nb(p, nb, nbs_path/p.relative_to(dst), dst, names, doc_url)
+    return names
