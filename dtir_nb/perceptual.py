@@ -6,8 +6,8 @@
 __all__ = ['CONVS', 'PINNED', 'OFFLINE', 'NoWeights', 'from_package', 'from_torchvision', 'lpips_net', 'lpips', 'lpips_card',
            'noisiness', 'blurriness']
 
-# %% ../nbs/06a_perceptual.ipynb #cc6c676f
-import hashlib, importlib.util, io, pickletools
+# %% ../nbs/06a_perceptual.ipynb #a2f8e96f
+import hashlib, importlib.util, io, pickletools, warnings
 from functools import lru_cache
 from pathlib import Path
 import numpy as np, torch
@@ -60,7 +60,9 @@ def lpips_net(
         try: tensors = f(); break
         except (NoWeights, OSError) as e: why.append(f'{getattr(f,"__name__",f)}: {e}')
     else: raise NoWeights('no weights for LPIPS. ' + '; '.join(why))
-    with torch.random.fork_rng(devices=[]): net = package.LPIPS(net='alex', pnet_rand=True, verbose=False)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter('ignore')   # the package calls torchvision in the old way
+        net = package.LPIPS(net='alex', pnet_rand=True, verbose=False)
     convs = [m for m in net.net.modules() if isinstance(m, nn.Conv2d)]
     for p,v in zip([p for m in convs for p in (m.weight, m.bias)], tensors, strict=True):
         if p.shape != v.shape: raise NoWeights(f'a source gave a tensor of shape {tuple(v.shape)} where {tuple(p.shape)} belongs')
