@@ -10,6 +10,7 @@ __all__ = ['LOWER_IS_BETTER', 'Pair', 'find_pairs', 'load_pair', 'Evaluation', '
 
 # %% ../nbs/18_evaluation.ipynb #42b058de
 import csv, io, json, math, os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 import torch
@@ -113,12 +114,20 @@ def evaluate(
     if not 0 <= shard < shards: raise ValueError(f'shard is {shard}: shards are numbered 0..{shards-1}')
     names = [p.name for p in pairs]
     if not names: raise ValueError('pairs is empty: there is nothing to evaluate')
-    if twice := {n for n in names if names.count(n) > 1}: raise ValueError(f'pairs share the names {sorted(twice)[:3]}: names must tell pictures apart')
+    if twice := sorted(n for n,k in Counter(names).items() if k > 1): raise ValueError(f'pairs share the names {twice[:3]}: names must tell pictures apart')
+    if shards > 1 and out is None: raise ValueError('out is None: the parts of several processes meet in a folder')
     rows,errors = _run(restorer, sorted(pairs, key=lambda p: p.name)[shard::shards], protocol, perceptual, device)
     if shards > 1: return _save_shard(Path(out), rows, errors, protocol, lpips_card, notes, shard, shards)
     return save_evaluation(_make(rows, errors, protocol, lpips_card, notes), out)
 
-# %% ../nbs/18_evaluation.ipynb #a0891e52
+# %% ../nbs/18_evaluation.ipynb #303cad3c
+def _why(e, pair):
+    "The message of an error with the picture's name, but without the folders of this machine."
+    s = str(e)
+    for o in pair[1:]:
+        if o is not None and not isinstance(o, Tensor): s = s.replace(str(o), f'{Path(o).parent.name}/{Path(o).name}')
+    return s if pair.name in s else f'{pair.name}: {s}'
+
 def _run(restorer, pairs, protocol, perceptual, device):
     rows,errors = [],[]
     train = isinstance(restorer, nn.Module) and restorer.training
@@ -126,7 +135,7 @@ def _run(restorer, pairs, protocol, perceptual, device):
     try:
         for p in pairs:
             try: rows.append(evaluate_pair(restorer, p, protocol, perceptual, device))
-            except ValueError as e: errors.append(dict(name=p.name, error=str(e) if p.name in str(e) else f'{p.name}: {e}'))
+            except ValueError as e: errors.append(dict(name=p.name, error=_why(e, p)))
             except Exception as e: raise RuntimeError(f'{p.name}: {type(e).__name__}: {e}') from e
     finally:
         if train: restorer.train()
@@ -206,7 +215,7 @@ class Matrix(NamedTuple):
     metric: str
     rows: tuple     # names of the restorers
     columns: tuple  # names of the data sets
-    values: list    # values[i][j]: mean, or None where nothing counted
+    values: list    # values[i][j]: mean, or None where every picture was identical
     cards: dict     # (restorer, data set) -> card
 
 def generalisation_matrix(
