@@ -25,7 +25,7 @@ def radar(
     if bad := [m for m,v in values.items() if len(v) != len(labels)]: raise ValueError(f'{bad[0]} has {len(values[bad[0]])} values for {len(labels)} labels')
     v = torch.tensor([[math.nan if x is None else x for x in o] for o in values.values()])*(1 if higher else -1)
     r = unit_axes(v, margin); ang = torch.arange(len(labels)+1)*2*math.pi/len(labels)
-    fig,ax = plt.subplots(figsize=(4.2,3.2), subplot_kw=dict(projection='polar'), dpi=80)
+    fig,ax = plt.subplots(figsize=(4.2,3.2), subplot_kw=dict(projection='polar'), dpi=60)
     for name,o in zip(values, r): ax.plot(ang, torch.cat([o,o[:1]]), label=name, lw=1.2)
     best = [f'{l}\n{(x if higher else -x):.4g}' for l,x in zip(labels, v.nan_to_num(-math.inf).max(0).values.tolist())]
     ax.set_xticks(ang[:-1], best, fontsize=7); ax.set_yticks([]); ax.set_ylim(0,1.02)
@@ -65,7 +65,7 @@ def feature_maps(
     "The picture beside the mean magnitude of each layer's channels, each map on its own scale (Fig. 10)."
     import matplotlib.pyplot as plt
     maps = [f[0].abs().mean(0) for f in features_at(net, img, t, names).values()]
-    fig,axs = plt.subplots(1, len(maps)+1, figsize=(1.5*(len(maps)+1),1.7), dpi=80)
+    fig,axs = plt.subplots(1, len(maps)+1, figsize=(1.1*(len(maps)+1),1.2), dpi=60)
     axs[0].imshow(img[0].clamp(0,1).permute(1,2,0).cpu()); axs[0].set_title('input', fontsize=7)
     for ax,m,n in zip(axs[1:], maps, names): ax.imshow(m.cpu(), cmap='magma'); ax.set_title(n.split('net.')[-1], fontsize=7)
     for ax in axs: ax.axis('off')
@@ -150,10 +150,10 @@ def sensitivity(
 ):                    # a matplotlib figure
     "A metric against a hyper-parameter, mean and standard deviation over seeds, a star at the best value (Fig. 9)."
     import matplotlib.pyplot as plt
+    if bad := [n for n,(x,y) in curves.items() if len(x) != len(y)]: raise ValueError(f'{bad[0]} has {len(curves[bad[0]][0])} parameter values and {len(curves[bad[0]][1])} results')
     fig,ax = plt.subplots(figsize=(3.6,2.2), dpi=80)
     for name,(x,y) in curves.items():
         y = torch.as_tensor(y, dtype=torch.float64); y = y[:,None] if y.ndim == 1 else y
-        if len(x) != len(y): raise ValueError(f'{name} has {len(x)} parameter values and {len(y)} results')
         m = y.mean(1); best = int((m if higher else -m).argmax())
         ax.errorbar(x, m, yerr=y.std(1) if y.shape[1] > 1 else None, marker='o', ms=3, lw=1, capsize=2, label=name)
         ax.plot(x[best], m[best], '*', ms=10, color='k')
@@ -179,7 +179,7 @@ def zoom_grid(
 ):                # a matplotlib figure
     "Pictures in a row, the same crop of each below, its place marked (Fig. 7)."
     import matplotlib.pyplot as plt
-    fig,axs = plt.subplots(2, len(images), figsize=(size*len(images),size*2.05), squeeze=False, dpi=80)
+    fig,axs = plt.subplots(2, len(images), figsize=(size*len(images),size*2.05), squeeze=False, dpi=64)
     for (a,b),(n,x) in zip(axs.T, images.items()):
         for ax,o in ((a,x), (b,zoom(x,box))): ax.imshow(o.detach().clamp(0,1).permute(1,2,0).cpu(), interpolation='nearest'); ax.axis('off')
         a.add_patch(plt.Rectangle((box[1]-.5,box[0]-.5), box[3], box[2], fill=False, color='red', lw=1)); a.set_title(n, fontsize=7)
@@ -197,7 +197,7 @@ def error_maps(
     import matplotlib.pyplot as plt
     e = {n: (x-truth).abs().mean(0) for n,x in outputs.items()}
     top = top or float(np.quantile(torch.stack(list(e.values())).numpy(), .995)) or 1.
-    fig,axs = plt.subplots(1, len(e), figsize=(size*len(e)+.5,size*1.1), squeeze=False, dpi=80)
+    fig,axs = plt.subplots(1, len(e), figsize=(size*len(e)+.5,size*1.1), squeeze=False, dpi=64)
     for ax,(n,m) in zip(axs[0], e.items()): im = ax.imshow(m, cmap='inferno', vmin=0, vmax=top); ax.set_title(f'{n}: {m.mean():.3f}', fontsize=7); ax.axis('off')
     fig.colorbar(im, ax=list(axs[0]), fraction=.04).ax.tick_params(labelsize=6)
     return fig
