@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from .core import FORMATS, ImageError, load_image
+from .core import FORMATS, ImageError, load_image, save_image
 from .data import pair_files
-from .metrics import DACLIP, Protocol, bootstrap, card_json, card_markdown, centre_crop, metric_card, score
+from .metrics import DACLIP, Protocol, bootstrap, card_json, card_line, card_markdown, centre_crop, metric_card, score
 from .paper import DATASETS_B, PAPER, TEN
 
 # %% ../nbs/18_evaluation.ipynb #e2850ac8
@@ -71,12 +71,16 @@ def evaluate_pair(
     protocol=DACLIP,  # which numbers
     perceptual=None,  # also LPIPS: a function (a, b) -> (B,)
     device='cpu',     # where the restorer lives
+    pictures=None,    # folder to save the output in, as PNG under the picture's name
 )->dict:              # name and metrics
     "Restore one picture and score it. A protocol that crops to a multiple crops before the network, as its authors do."
     lq,gt = (centre_crop(x, protocol.multiple).to(device) for x in load_pair(pair))
     with torch.no_grad(): out = restorer(lq)
     if not isinstance(out, Tensor) or out.shape != gt.shape: raise ValueError(f'{pair.name}: the restorer returned {tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__} for {tuple(lq.shape)}')
-    return dict(name=pair.name, **{k: v.item() for k,v in score(out.float(), gt, protocol, perceptual).items()})
+    row = score(out.float(), gt, protocol, perceptual)
+    if pictures:
+        path = (Path(pictures)/pair.name).with_suffix('.png'); path.parent.mkdir(parents=True, exist_ok=True); save_image(out[0].float().clamp(0,1).cpu(), path)
+    return dict(name=pair.name, **{k: v.item() for k,v in row.items()})
 
 # %% ../nbs/18_evaluation.ipynb #4f69e413
 def _make(rows, errors, protocol, lpips_card, notes):
@@ -105,6 +109,7 @@ def evaluate(
     perceptual=None,  # also LPIPS: `perceptual.lpips`
     lpips_card=None,  # `perceptual.lpips_card()`, required with `perceptual`
     device='cpu',     # where the restorer lives
+    pictures=False,   # also save the outputs, in out/pictures?
     shard=0,          # this process's share of the pictures …
     shards=1,         # … of so many; `merge` joins them
     **notes,          # onto the card: method, dataset, seed, …
@@ -115,8 +120,8 @@ def evaluate(
     names = [p.name for p in pairs]
     if not names: raise ValueError('pairs is empty: there is nothing to evaluate')
     if twice := sorted(n for n,k in Counter(names).items() if k > 1): raise ValueError(f'pairs share the names {twice[:3]}: names must tell pictures apart')
-    if shards > 1 and out is None: raise ValueError('out is None: the parts of several processes meet in a folder')
-    rows,errors = _run(restorer, sorted(pairs, key=lambda p: p.name)[shard::shards], protocol, perceptual, device)
+    if (shards > 1 or pictures) and out is None: raise ValueError('out is None: pictures and the parts of several processes need a folder')
+    rows,errors = _run(restorer, sorted(pairs, key=lambda p: p.name)[shard::shards], protocol, perceptual, device, Path(out)/'pictures' if pictures else None)
     if shards > 1: return _save_shard(Path(out), rows, errors, protocol, lpips_card, notes, shard, shards)
     return save_evaluation(_make(rows, errors, protocol, lpips_card, notes), out)
 
@@ -128,13 +133,13 @@ def _why(e, pair):
         if o is not None and not isinstance(o, Tensor): s = s.replace(str(o), f'{Path(o).parent.name}/{Path(o).name}')
     return s if pair.name in s else f'{pair.name}: {s}'
 
-def _run(restorer, pairs, protocol, perceptual, device):
+def _run(restorer, pairs, protocol, perceptual, device, pictures):
     rows,errors = [],[]
     train = isinstance(restorer, nn.Module) and restorer.training
     if train: restorer.eval()
     try:
         for p in pairs:
-            try: rows.append(evaluate_pair(restorer, p, protocol, perceptual, device))
+            try: rows.append(evaluate_pair(restorer, p, protocol, perceptual, device, pictures))
             except ValueError as e: errors.append(dict(name=p.name, error=_why(e, p)))
             except Exception as e: raise RuntimeError(f'{p.name}: {type(e).__name__}: {e}') from e
     finally:
@@ -263,7 +268,7 @@ class Result(NamedTuple):
     protocol: str
     images: int    # that counted
     values: dict   # metric -> mean
-    path: str
+    card: dict     # all of it
 
 def collect(
     *runs,   # folders, searched with everything below
@@ -272,7 +277,7 @@ def collect(
     out = []
     for f in sorted({f for r in runs for f in Path(r).rglob('card.json')}):
         c = json.loads(f.read_text(encoding='utf-8')); n = c.get('notes', {})
-        if {'method','dataset'} <= n.keys(): out.append(Result(n['method'], n['dataset'], n.get('seed', 0), c['protocol'], c['counted'], {k: v['mean'] for k,v in c['values'].items()}, str(f)))
+        if {'method','dataset'} <= n.keys(): out.append(Result(n['method'], n['dataset'], n.get('seed', 0), c['protocol'], c['counted'], {k: v['mean'] for k,v in c['values'].items()}, c))
     return out
 
 # %% ../nbs/18_evaluation.ipynb #b6cedae9
@@ -320,7 +325,9 @@ def _notes(results, panels, protocol):
     cols = {d for p in panels for d,_ in p.columns}; rs = [r for r in results if r.dataset in cols or 'average' in cols]
     if not rs: return ['here: no run has been evaluated for this table yet']
     few = sorted({f'{r.dataset} {r.images} of {DATASETS_B[r.dataset][2]}' for r in rs if r.dataset in DATASETS_B and r.images != DATASETS_B[r.dataset][2]})
-    return [f'here: protocol {protocol}, {len({r.seed for r in rs})} seed(s), mean ± standard deviation over seeds'] + ([f'pictures: not the whole test set, {", ".join(few)}'] if few else [])
+    cards = sorted({card_line({k: v for k,v in r.card.items() if k not in ('files','counted','errors','notes','data')}) for r in rs})
+    bad = sum(r.card.get('files', r.images)-r.images for r in rs)
+    return [f'here: {len({r.seed for r in rs})} seed(s), mean ± standard deviation over seeds', *cards] + ([f'pictures: not the whole test set, {", ".join(few)}'] if few else []) + ([f'pictures: {bad} could not be used and did not count'] if bad else [])
 
 # %% ../nbs/18_evaluation.ipynb #99e56127
 def _text(c, metric):
@@ -393,9 +400,10 @@ def write_tables(
     results=(),         # from `collect`
     protocol='daclip',  # only results of this protocol count
 ):                      # the paths
-    "All of the paper's tables, filled, in Markdown, LaTeX and CSV."
+    "All of the paper's tables, filled, in Markdown, LaTeX and CSV, and the cards of our values in cards.json."
     out = Path(out); out.mkdir(parents=True, exist_ok=True); paths = []
     for t in PAPER:
         for suffix,f in (('md',table_markdown), ('tex',table_latex), ('csv',table_csv)):
             _write(path := out/f'table_{t}.{suffix}', f(t, results, protocol)+'\n'); paths.append(path)
-    return paths
+    _write(path := out/'cards.json', card_json([r.card for r in results if r.protocol == protocol]))
+    return [*paths, path]

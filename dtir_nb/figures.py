@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['radar', 'unit_axes', 'features_at', 'feature_maps', 'Embedding', 'embed', 'show_embeddings', 'forgetting',
-           'incremental_curve', 'sensitivity', 'zoom', 'zoom_grid', 'error_maps']
+           'incremental_curve', 'sensitivity', 'zoom', 'zoom_grid', 'show_compared', 'error_maps']
 
 # %% ../nbs/18a_figures.ipynb #f8c6c24a
 import math
+from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch
 from torch import Tensor
+from .core import load_image, show_images
+from .evaluation import load_pair
 from .paper import TEN
 
 # %% ../nbs/18a_figures.ipynb #0a036b89
@@ -25,7 +28,7 @@ def radar(
     if bad := [m for m,v in values.items() if len(v) != len(labels)]: raise ValueError(f'{bad[0]} has {len(values[bad[0]])} values for {len(labels)} labels')
     v = torch.tensor([[math.nan if x is None else x for x in o] for o in values.values()])*(1 if higher else -1)
     r = unit_axes(v, margin); ang = torch.arange(len(labels)+1)*2*math.pi/len(labels)
-    fig,ax = plt.subplots(figsize=(4.2,3.2), subplot_kw=dict(projection='polar'), dpi=60)
+    fig,ax = plt.subplots(figsize=(4.2,3.2), subplot_kw=dict(projection='polar'), dpi=54)
     for name,o in zip(values, r): ax.plot(ang, torch.cat([o,o[:1]]), label=name, lw=1.2)
     best = [f'{l}\n{(x if higher else -x):.4g}' for l,x in zip(labels, v.nan_to_num(-math.inf).max(0).values.tolist())]
     ax.set_xticks(ang[:-1], best, fontsize=7); ax.set_yticks([]); ax.set_ylim(0,1.02)
@@ -179,12 +182,29 @@ def zoom_grid(
 ):                # a matplotlib figure
     "Pictures in a row, the same crop of each below, its place marked (Fig. 7)."
     import matplotlib.pyplot as plt
-    fig,axs = plt.subplots(2, len(images), figsize=(size*len(images),size*2.05), squeeze=False, dpi=64)
+    fig,axs = plt.subplots(2, len(images), figsize=(size*len(images),size*2.05), squeeze=False, dpi=60)
     for (a,b),(n,x) in zip(axs.T, images.items()):
         for ax,o in ((a,x), (b,zoom(x,box))): ax.imshow(o.detach().clamp(0,1).permute(1,2,0).cpu(), interpolation='nearest'); ax.axis('off')
         a.add_patch(plt.Rectangle((box[1]-.5,box[0]-.5), box[3], box[2], fill=False, color='red', lw=1)); a.set_title(n, fontsize=7)
     fig.tight_layout(pad=.3)
     return fig
+
+# %% ../nbs/18a_figures.ipynb #ee9db69c
+def show_compared(
+    comparison,  # from `compare(A, B)`
+    pairs,       # the pairs that both runs restored
+    A, B,        # folders of the two runs, evaluated with pictures=True
+    n=3,         # pictures to show
+    size=1.4,    # inches per picture
+):               # a matplotlib figure
+    "Input, A, B and truth of the pictures that differ most, one row each."
+    by = {p.name: p for p in pairs}; rows = [(name,d) for name,d in comparison.pictures if name in by][:n]
+    if not rows: raise ValueError('pairs holds none of the compared pictures: pass the pairs that both runs restored')
+    imgs,titles = [],[]
+    for name,d in rows:
+        lq,gt = load_pair(by[name]); a,b = (load_image((Path(o)/'pictures'/name).with_suffix('.png')) for o in (A,B))
+        imgs += [lq[0], a, b, gt[0]]; titles += [name, 'A', f'B: {d:+.2f} {comparison.metric}', 'truth']
+    return show_images(imgs, titles, cols=4, size=size)
 
 # %% ../nbs/18a_figures.ipynb #80c2648a
 def error_maps(
