@@ -280,9 +280,12 @@ def pair_files(
     lq,          # folder of degraded pictures, or a list of their paths
     gt,          # folder of clean pictures, or a list; may be the same folder
     rule=None,   # a name in `RULES`, 'sorted' for the n-th with the n-th, None for the rule that joins most
+    roots=None,  # the two folders that lists of paths are relative to; None finds them
 )->Matched:
     "Find out which files belong together, by their names."
-    (lq, lr), (gt, gr) = ((files(o), Path(o)) if isinstance(o, (str, os.PathLike)) else (list(map(Path, o)), Path(os.path.commonpath([Path(p).parent for p in o]))) for o in (lq, gt))
+    sides = [files(o) if isinstance(o, (str, os.PathLike)) else list(map(Path, o)) for o in (lq, gt)]
+    if roots is None: roots = [Path(o) if isinstance(o, (str, os.PathLike)) else Path(os.path.commonpath([p.parent for p in ps] or ['.'])) for o,ps in zip((lq, gt), sides)]
+    (lq, gt), (lr, gr) = sides, roots
     if rule == 'sorted':
         if len(lq) != len(gt): raise ValueError(f"rule 'sorted' needs as many degraded as clean files, there are {len(lq)} and {len(gt)}")
         return Matched(list(zip(lq, gt)), [], [], rule)
