@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['SAME', 'LAYOUTS', 'DACLIP', 'CLEAN', 'ALIASES', 'SIDES', 'Fit', 'fit_pair', 'misfit', 'inspect_file', 'inspect_pair',
-           'Child', 'scan', 'Layout', 'guess_task', 'guess', 'Group', 'survey', 'Report', 'doctor', 'data_doctor']
+           'Child', 'scan', 'Layout', 'guess_task', 'guess', 'Group', 'survey', 'Report', 'doctor', 'data_doctor',
+           'read_jsonl', 'make_lq', 'data_make_lq', 'prepare', 'manifest_pairs', 'data_prepare', 'ArchiveError',
+           'unpack']
 
-# %% ../nbs/02a_doctor.ipynb #758c7b42
-import hashlib, io, json, math, os, queue, re, resource, select, signal, subprocess, sys, tarfile, tempfile, threading, time, unicodedata, zipfile
+# %% ../nbs/02a_doctor.ipynb #48ef773a
+import hashlib, io, json, math, os, queue, re, resource, select, shutil, signal, stat, subprocess, sys, tarfile, tempfile, threading, time, unicodedata, zipfile, zlib
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +19,8 @@ from PIL import Image, ImageCms
 from scipy import ndimage
 from tqdm.auto import tqdm
 from .core import FORMATS, ImageError, load_image, rng, save_image, to_uint8
-from .data import Pairs, files, pair_files
-from .degradations import STRENGTHS, TASKS, degrade
+from .data import BadFiles, Pairs, files, pair_files
+from .degradations import STRENGTHS, TASKS, daclip, degrade
 
 # %% ../nbs/02a_doctor.ipynb #e0bbeffd
 def _small(g, side=256):
@@ -44,6 +46,7 @@ class Fit(NamedTuple):
     psnr: float   # dB, of the degraded against the clean picture
     coarse: float # correlation of the colours after averaging to 12 × 12
 
+# %% ../nbs/02a_doctor.ipynb #de00d3f1
 def fit_pair(
     lq,       # degraded picture (3,H,W) in [0,1]
     gt,       # clean picture of the same size
@@ -160,31 +163,34 @@ def _serve(memory):
         ans = inspect_pair(**job) if 'lq' in job else inspect_file(**job)[0]
         print(json.dumps(ans), file=out, flush=True)
 
+# %% ../nbs/02a_doctor.ipynb #28a6175e
+_BOOT = 'import sys, json; sys.path[:0] = json.loads(sys.argv[1]); from dtir_nb.doctor import _serve; _serve(float(sys.argv[2]))'
+
+def _line(p, buf, seconds):
+    "The next line of a process and what came after it: (bytes, rest); (None, rest) after `seconds` of silence; (b'', rest) if it died."
+    end = time.monotonic()+seconds
+    while b'\n' not in buf:
+        if not select.select([p.stdout], [], [], max(0, end-time.monotonic()))[0]: return None, buf
+        new = os.read(p.stdout.fileno(), 1<<16)
+        if not new: return b'', buf
+        buf += new
+    line, _, buf = buf.partition(b'\n')
+    return line, buf
+
 # %% ../nbs/02a_doctor.ipynb #93ae128d
 class Child:
     "A process that looks into files on our behalf, and may be killed for it."
     def __init__(self, memory): self.memory, self.p, self.buf = memory, None, b''
-    def _line(self, seconds):
-        "The next line of the child: bytes; None after `seconds` of silence; b'' if it died."
-        end = time.monotonic()+seconds
-        while b'\n' not in self.buf:
-            if not select.select([self.p.stdout], [], [], max(0, end-time.monotonic()))[0]: return None
-            new = os.read(self.p.stdout.fileno(), 1<<16)
-            if not new: return b''
-            self.buf += new
-        line, _, self.buf = self.buf.partition(b'\n')
-        return line
     def start(self):
         "Start the process and wait until it listens."
-        code = 'import sys, json; sys.path[:0] = json.loads(sys.argv[1]); from dtir_nb.doctor import _serve; _serve(float(sys.argv[2]))'
-        self.p = subprocess.Popen([sys.executable, '-c', code, json.dumps([p for p in sys.path if p]), str(self.memory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        self.buf = b''
-        if self._line(120) != b'ready': raise RuntimeError('the inspecting process does not start: try `python -c "import dtir_nb.doctor"`')
+        self.p, self.buf = subprocess.Popen([sys.executable, '-c', _BOOT, json.dumps([p for p in sys.path if p]), str(self.memory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL), b''
+        line, self.buf = _line(self.p, self.buf, 120)
+        if line != b'ready': raise RuntimeError('the inspecting process does not start: try `python -c "import dtir_nb.doctor"`')
     def ask(self, job, seconds):
         "Answer to a job, or why there is none."
         if self.p is None: self.start()
         self.p.stdin.write(json.dumps(job).encode()+b'\n'); self.p.stdin.flush()
-        line = self._line(seconds)
+        line, self.buf = _line(self.p, self.buf, seconds)
         if line: return json.loads(line)
         rc = self.stop()
         return dict(code='E_TIMEOUT', why=f'no answer within {seconds:g} s') if line is None else dict(code='E_CRASH', why=f'the decoder died ({signal.Signals(-rc).name if rc < 0 else rc})')
@@ -217,6 +223,7 @@ def scan(
         finally:
             for c in mine: c.stop()
 
+# %% ../nbs/02a_doctor.ipynb #8c1a0db5
 def _ask(child, job, seconds):
     "Ask a child; if it fails at a pair, ask for each file alone to learn which of the two it was."
     ans = child.ask(job, seconds)
@@ -237,6 +244,7 @@ class Layout(NamedTuple):
 
 def _rows(*rows): return tuple(Layout(*r) for r in rows)
 
+# %% ../nbs/02a_doctor.ipynb #5a6e828d
 LAYOUTS = _rows(
     ('GoPro', 'blurry', r'(?P<split>train|test)/(GOPR\w+)/blur/(\d+)\.png', r'(?P<split>train|test)/(GOPR\w+)/sharp/(\d+)\.png', dict(train=2103, test=1111), (1280, 720)),
     ('REVIDE', 'hazy', r'(?P<split>Train|Test)/hazy/([A-Z]\d+)/(\d+)\.(?i:jpg|png)', r'(?P<split>Train|Test)/gt/([A-Z]\d+)/(\d+)\.(?i:jpg|png)', dict(Train=1698, Test=284), (2708, 1800)),
@@ -337,6 +345,7 @@ def _by_layout(row, paths):
         used = {b for _,b in pairs}
         yield split, pairs, [p for k,p in lq if k not in gt], [p for p in gt.values() if p not in used]
 
+# %% ../nbs/02a_doctor.ipynb #a3f29ea4
 def survey(
     root,   # a folder
 ):          # (groups, files that are not pictures)
@@ -446,6 +455,7 @@ def doctor(
             psnr=mid, sizes=[[*s, n] for s,n in Counter(sizes).most_common(5)], findings=found))
     return Report(str(root), out, other)
 
+# %% ../nbs/02a_doctor.ipynb #8d3eb4b5
 def data_doctor(
     dir,           # folder with data
     json=None,     # also write the findings to this file
@@ -457,3 +467,192 @@ def data_doctor(
     print(r.table(), r.problems() or 'nothing to complain about', sep='\n\n')
     if json: Path(json).write_text(r.json())
     return r
+
+# %% ../nbs/02a_doctor.ipynb #ceddc75c
+def _plain(params):
+    "Parameters of a degradation as JSON; what is larger than 64 numbers is replaced by its shape and hash."
+    big = lambda v: dict(shape=list(v.shape), sha256=hashlib.sha256(v.contiguous().numpy().tobytes()).hexdigest())
+    return {k: v if not isinstance(v, torch.Tensor) else v.flatten().tolist() if v.numel() <= 64 else big(v) for k,v in params.items()}
+
+def _degrade_file(path, rel, task, seed, strength):
+    "One degraded picture (3,H,W) and the parameters that were drawn for it."
+    x, gen = load_image(path)[None], rng(seed, 'make_lq', task, rel)
+    if strength == 'daclip': return daclip(x, task, gen)[0], {}
+    if strength == 'benchmark': strength = STRENGTHS[task].source
+    y, params = degrade(x, task, gen, strength)
+    return y[0], _plain(params)
+
+def read_jsonl(path):
+    "The records of a file with one JSON object a line; a last line that was cut off is dropped."
+    if not Path(path).exists(): return []
+    lines = Path(path).read_text().split('\n')
+    return [json.loads(l) for l in lines[:-1]]
+
+# %% ../nbs/02a_doctor.ipynb #f43aa61a
+def make_lq(
+    gt,             # folder of clean pictures
+    out,            # folder that will hold LQ/, GT/ (hard links or copies) and lq.jsonl
+    task,           # name of the degradation
+    seed=0,         # same seed, same bytes
+    strength=None,  # a number, None to draw from the training range, 'benchmark' for the fixed one, 'daclip' for DA-CLIP's script to the bit
+    progress=False, # show a bar
+)->Path:            # `out`
+    "Write the degraded side of a folder of clean pictures; goes on where it was interrupted."
+    if task not in TASKS: raise ValueError(f'task is {task!r}: choose from {", ".join(TASKS)}')
+    gt, out = Path(gt), Path(out); out.mkdir(parents=True, exist_ok=True)
+    what, log = dict(task=task, seed=seed, strength=strength), out/'lq.jsonl'
+    done = {r['path']: r for r in read_jsonl(log)}
+    if any(any(r[k] != v for k,v in what.items()) for r in done.values()): raise ValueError(f'{log} was written with other settings than {what}: use another folder, or delete this one')
+    log.write_text(''.join(json.dumps(r)+'\n' for r in done.values()))
+    with log.open('a') as f:
+        for p in tqdm(files(gt), disable=not progress, desc=f'make {task}'):
+            rel = p.relative_to(gt).as_posix()
+            lq, link = (out/side/p.relative_to(gt) for side in ('LQ', 'GT'))
+            lq = lq.with_suffix('.png')
+            if rel in done and lq.exists() and hashlib.sha256(lq.read_bytes()).hexdigest() == done[rel]['sha256']: continue
+            for q in (lq, link): q.parent.mkdir(parents=True, exist_ok=True)
+            y, params = _degrade_file(p, rel, task, seed, strength)
+            save_image(y, lq); _link(p, link)
+            f.write(json.dumps(dict(path=rel, **what, params=params, sha256=hashlib.sha256(lq.read_bytes()).hexdigest(), gt_sha256=hashlib.sha256(p.read_bytes()).hexdigest()))+'\n'); f.flush()
+    return out
+
+# %% ../nbs/02a_doctor.ipynb #f2ae667a
+def _link(src, dst):
+    "The same file under a second name; a copy where the disk cannot do that."
+    dst.unlink(missing_ok=True)
+    try: os.link(os.path.realpath(src), dst)
+    except OSError: shutil.copyfile(src, dst)
+
+def data_make_lq(gt, out, task, seed=0, strength=None, progress=True):
+    "Write the degraded side of a folder of clean pictures, with what was drawn for each."
+    out = make_lq(gt, out, task, seed, strength, progress)
+    print(f'{len(read_jsonl(out/"lq.jsonl"))} pairs in {out}, parameters in {out/"lq.jsonl"}')
+
+# %% ../nbs/02a_doctor.ipynb #9d84904b
+def _jobs(groups, root):
+    "What to ask about each file or pair, and what its records will say about its place."
+    for g in groups:
+        place = dict(set=g.name, split=g.split, task=g.task, folder=g.folder)
+        yield from ((dict(lq=a, gt=b, root=str(root), task=g.task), place) for a,b in g.pairs)
+        yield from ((dict(path=p, root=str(root)), place) for p in g.no_gt+g.no_lq)
+
+def _records(job, ans, place, root):
+    "Manifest lines of one answer, with paths relative to the root."
+    rel = lambda p: Path(os.path.relpath(p, root)).as_posix()
+    for side in (('lq', 'gt') if 'lq' in job else ('single',)):
+        r = ans[side] if side in ans else ans
+        fit = dict(pair=rel(job['gt' if side == 'lq' else 'lq']), pair_code=ans['code'], psnr=ans['psnr']) if side != 'single' else {}
+        yield dict(r, path=rel(r['path']), side=side, **place, **fit)
+
+def _unchanged(r, root):
+    "Is the file of this record still the one that was examined, by size and time?"
+    try: st = os.stat(os.path.join(root, r['path']))
+    except OSError: return False
+    return (st.st_size, st.st_mtime_ns) == (r.get('bytes'), r.get('mtime_ns'))
+
+# %% ../nbs/02a_doctor.ipynb #817f80e7
+def prepare(
+    root,           # folder with data
+    workers=2,      # processes, or a list of `Child`ren
+    chunk=64,       # answers between two writes
+    progress=False, # show a bar
+)->Path:            # root/manifest.jsonl
+    "Examine and hash every file under a folder into `manifest.jsonl`; goes on where it was interrupted."
+    root = Path(root); out, part = root/'manifest.jsonl', root/'manifest.jsonl.part'
+    known = defaultdict(list)
+    for r in read_jsonl(out) + read_jsonl(part):
+        if _unchanged(r, root): known[r['side'], r['path'], r.get('pair')] = r
+    todo, keep = [], []
+    for job, place in _jobs(survey(root)[0], root):
+        keys = [(side, Path(os.path.relpath(job[k], root)).as_posix(), Path(os.path.relpath(job[o], root)).as_posix() if o else None) for side,k,o in ((('lq', 'lq', 'gt'), ('gt', 'gt', 'lq')) if 'lq' in job else (('single', 'path', None),))]
+        if all(k in known for k in keys): keep += [dict(known[k], **place) for k in keys]
+        else: todo.append((job, place))
+    mine = [Child(2e9) for _ in range(workers)] if isinstance(workers, int) else []
+    with part.open('w') as f, tqdm(total=len(todo), disable=not progress, desc='prepare') as bar:
+        f.write(''.join(json.dumps(r)+'\n' for r in keep)); f.flush()
+        for i in range(0, len(todo), chunk):
+            some = todo[i:i+chunk]
+            for (job, place), ans in zip(some, scan([j for j,_ in some], mine or workers)): f.write(''.join(json.dumps(r)+'\n' for r in _records(job, ans, place, root)))
+            f.flush(); os.fsync(f.fileno()); bar.update(len(some))
+    for c in mine: c.stop()
+    os.replace(part, out)
+    return out
+
+# %% ../nbs/02a_doctor.ipynb #df4ae870
+def manifest_pairs(
+    root,          # folder that `prepare` has examined
+    task=None,     # only pairs of this degradation
+    split=None,    # only this split
+    check='time',  # compare each file's size and 'time', its 'hash', or nothing (None)
+):                 # (degraded paths, clean paths), healthy pairs only
+    "The healthy pairs of a manifest, after making sure that the files are still those that were examined."
+    recs = [r for r in read_jsonl(Path(root)/'manifest.jsonl')]
+    if not recs: raise FileNotFoundError(f'{root} has no manifest.jsonl: run `dtir data prepare {root}` first')
+    by = {(r['side'], r['path']): r for r in recs}
+    pairs = [(r, by['gt', r['pair']]) for r in recs if r['side'] == 'lq' and task in (None, r['task']) and split in (None, r['split']) and ('gt', r['pair']) in by]
+    pairs = [(a, b) for a,b in pairs if not a['code'] and not b['code'] and not (a['pair_code'] or '').startswith('E_')]
+    same = lambda r: check is None or _unchanged(r, root) and (check == 'time' or hashlib.sha256((Path(root)/r['path']).read_bytes()).hexdigest() == r['sha256'])
+    changed = [ImageError(Path(root)/r['path'], 'E_CHANGED', 'is not the file that was examined; run `dtir data prepare` again') for p in pairs for r in p if not same(r)]
+    if changed: raise BadFiles(changed)
+    return tuple([Path(root)/p[i]['path'] for p in pairs] for i in (0, 1))
+
+def data_prepare(dir, workers=2, progress=True):
+    "Examine and hash a folder of data into manifest.jsonl."
+    recs = read_jsonl(prepare(dir, workers, progress=progress))
+    bad = sum(bool(r['code']) for r in recs)
+    print(f'{len(recs)} files in {os.path.join(dir, "manifest.jsonl")}, {bad} of them unusable')
+
+# %% ../nbs/02a_doctor.ipynb #c5c6dc1d
+class ArchiveError(ValueError):
+    "An archive that must not be unpacked, and why."
+
+def _zip(path, out, most, ratio):
+    "Unpack a zip, counting bytes."
+    left = most
+    with zipfile.ZipFile(path) as z:
+        for i in z.infolist():
+            if i.is_dir(): continue
+            to = os.path.normpath(os.path.join(out, i.filename))
+            if os.path.commonpath([to, str(out)]) != str(out) or '\\' in i.filename or '\0' in i.filename: raise ArchiveError(f'{path}: {i.filename!a} leaves the folder')
+            if stat.S_IFMT(i.external_attr >> 16) not in (0, stat.S_IFREG): raise ArchiveError(f'{path}: {i.filename!a} is a link or a device')
+            if i.flag_bits & 1: raise ArchiveError(f'{path}: {i.filename!a} is encrypted; unpack it yourself')
+            if i.file_size > 1e6 and i.file_size > ratio*max(i.compress_size, 1): raise ArchiveError(f'{path}: {i.filename!a} would grow {i.file_size/max(i.compress_size, 1):.0f} times')
+            os.makedirs(os.path.dirname(to), exist_ok=True)
+            with z.open(i) as src, open(to, 'xb') as dst:
+                while block := src.read(1 << 20):
+                    left -= len(block)
+                    if left < 0: raise ArchiveError(f'{path}: more than max_bytes={most:g} bytes inside')
+                    dst.write(block)
+
+# %% ../nbs/02a_doctor.ipynb #ebed4194
+def _tar(path, out, most):
+    "Unpack a tar through Python's `data` filter, counting bytes."
+    if not hasattr(tarfile, 'data_filter'): raise ArchiveError('this Python is too old to unpack tar files safely: update to 3.10.12, 3.11.4 or later')
+    left = most
+    with tarfile.open(path) as t:
+        for m in t:
+            left -= m.size
+            if left < 0: raise ArchiveError(f'{path}: more than max_bytes={most:g} bytes inside')
+            if not (m.isfile() or m.isdir()): raise ArchiveError(f'{path}: {m.name!a} is a link or a device')
+            t.extract(m, out, filter='data')
+
+# %% ../nbs/02a_doctor.ipynb #fd975d20
+def unpack(
+    archive,         # a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz
+    out,             # folder to create
+    max_bytes=200e9, # refuse to write more
+    ratio=200,       # refuse members of a zip that grow more than this
+)->Path:             # `out`
+    "Unpack an archive of a stranger: all of it, inside one new folder, or nothing."
+    out = Path(os.path.abspath(out))
+    if out.exists(): raise ValueError(f'out is {os.fspath(out)!a}, which exists: give a new folder')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    tmp = Path(tempfile.mkdtemp(dir=out.parent, prefix=f'.{out.name}-'))
+    try:
+        if zipfile.is_zipfile(archive): _zip(archive, tmp, max_bytes, ratio)
+        elif tarfile.is_tarfile(archive): _tar(archive, tmp, max_bytes)
+        else: raise ArchiveError(f'{archive}: neither a zip nor a tar file')
+        os.chmod(tmp, 0o755); os.rename(tmp, out)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError) as e: raise ArchiveError(f'{archive}: {e}') from None
+    finally: shutil.rmtree(tmp, ignore_errors=True)
+    return out
