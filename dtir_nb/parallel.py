@@ -31,10 +31,11 @@ class Team:
     def __init__(self,
         shards=None,   # parts of the batch; None: one per worker
         exact=True,    # add in a fixed order? else as fast as the back end can
+        patience=600., # seconds to wait for the others before naming the one that stands still
     ):
         on = dist.is_available() and dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if on else (0, 1)
-        self.shards, self.exact = self.world if shards is None else shards, exact
+        self.shards, self.exact, self.patience = self.world if shards is None else shards, exact, patience
         if self.shards < 1 or self.shards % self.world: raise ValueError(f'{self.shards} shards over {self.world} workers: take a multiple of the workers')
         if exact and self.shards & (self.shards-1): raise ValueError(f'shards={self.shards}: the exact sum wants 1, 2, 4, 8, …; `ddp` takes any number')
         n = self.shards//self.world
@@ -49,16 +50,18 @@ class Team:
         return total/self.shards
 
 def exact(
-    shards:int,     # parts of the batch, a power of two and a multiple of the workers
+    shards:int,       # parts of the batch, a power of two and a multiple of the workers
+    patience=600.,    # seconds to wait for a worker
 )->Team:
     "Bit-identical results for any number of workers that divides `shards`."
-    return Team(shards, True)
+    return Team(shards, True, patience)
 
 def ddp(
-    shards=None,    # parts of the batch; more than workers = gradient accumulation
+    shards=None,      # parts of the batch; more than workers = gradient accumulation
+    patience=600.,    # seconds to wait for a worker
 )->Team:
     "Fast averaging: bits depend on the number of workers."
-    return Team(shards, False)
+    return Team(shards, False, patience)
 
 # %% ../nbs/07a_parallel.ipynb #11db5d34
 CHUNK = 1<<23   # numbers sent at a time; bounds the memory of the exact sum to `world` chunks
@@ -202,7 +205,7 @@ def init_workers(
     return dev
 
 def roll_call(
-    timeout=60.,  # seconds
+    timeout=600.,  # seconds
 ):
     "Wait for all workers; if one does not answer in time, say which (gloo only)."
     if dist.is_available() and dist.is_initialized() and dist.get_backend() == 'gloo': dist.monitored_barrier(timeout=timedelta(seconds=timeout), wait_all_ranks=True)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['FitConfig', 'lr_at', 'ema_decay', 'ema_update', 'gradient_of', 'set_gradients', 'shard_gradient', 'team_gradient',
            'NonFinite', 'Preempted', 'exit_code', 'append_line', 'read_log', 'keep', 'adam', 'set_lr', 'everything',
-           'identity', 'resume', 'fit', 'RunDir']
+           'identity', 'resume', 'fit', 'RunDir', 'every', 'scored', 'pictures', 'tensorboard', 'ahead', 'Recompute']
 
 # %% ../nbs/08_training.ipynb #73fa4fcd
 import contextlib, copy, json, math, os, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, asdict
 from pathlib import Path
-import torch
+import torch, torch.utils.checkpoint
 from fastcore.basics import patch
 from torch import nn, Tensor
 from tqdm.auto import tqdm
@@ -240,7 +240,7 @@ class RunDir:
         with contextlib.ExitStack() as stack:
             if self.run and self.first: stack.enter_context(run_lock(self.run))
             if self.run: self.asked = stack.enter_context(stop_signals())
-            roll_call()
+            roll_call(self.team.patience)
             self.start, self.skipped = resume(self.run, self.parts, self.who) if self.run else (0, 0)
             check_same(self.team, self.parts)
             if self.run and self.first: self._shorten()
@@ -262,7 +262,7 @@ def steps(self:RunDir):
     show = self.first and (self.cfg.progress if self.cfg.progress is not None else None)
     self.bar = tqdm(range(self.start, self.cfg.steps), initial=self.start, total=self.cfg.steps, disable=None if show is None else not show, leave=False)
     self.t0 = time.perf_counter()
-    for k in self.bar: roll_call(); yield k
+    for k in self.bar: roll_call(self.team.patience); yield k
 
 @patch
 def lap(self:RunDir):
@@ -288,3 +288,63 @@ def done(self:RunDir, steps, log, stopped):
         check_same(self.team, self.parts)
         if self.first: save_checkpoint(self.run, steps, self.parts, dict(who=self.who, skipped=self.skipped), score=log.get('score'), keep=self.cfg.keep)
         if stopped and steps < self.cfg.steps: raise Preempted(steps, self.run)
+
+# %% ../nbs/08_training.ipynb #7084a496
+def every(
+    n:int,    # steps
+    f,        # f(k, net, avg, log)
+):            # the same, called after steps n, 2n, …
+    "Do something now and then: `fit(after=[every(500, f)])`."
+    return lambda k, net, avg, log: f(k, net, avg, log) if (k+1) % n == 0 else None
+
+def scored(
+    f,        # f(avg) -> float, larger is better
+):            # for `after`; the score goes to the log, and the best checkpoint is never removed
+    "Score the average, best used with `every(cfg.save_every, scored(f))`."
+    return lambda k, net, avg, log: log.update(score=float(f(avg)))
+
+def pictures(
+    run,      # directory of the run
+    y,        # degraded images (B,3,H,W) in [0,1]
+    t,        # their time steps
+    x=None,   # clean images, shown below
+):            # for `after`; writes pictures/step-….png
+    "Restore the same few images as training goes on: input, output and target, one above the other."
+    def f(k, net, avg, log):
+        with torch.no_grad(): out = avg(y, t)
+        rows = torch.cat([torch.cat(list(r), -1) for r in ([y, out] + ([] if x is None else [x]))], -2)
+        folder = Path(run)/'pictures'; folder.mkdir(parents=True, exist_ok=True)
+        save_image(rows.clamp(0,1), folder/f'step-{k+1:09d}.png')
+    return f
+
+def tensorboard(
+    run,      # directory of the run
+):            # for `after`; needs the package tensorboard
+    "Write every number of the log for TensorBoard."
+    from torch.utils.tensorboard import SummaryWriter
+    w = SummaryWriter(os.fspath(run))
+    def f(k, net, avg, log):
+        for name,v in log.items():
+            if isinstance(v, float): w.add_scalar(name, v, k)
+    return f
+
+# %% ../nbs/08_training.ipynb #9e601da4
+def ahead(
+    stream,     # stream(k, …) -> Batch
+    depth=4,    # batches made in advance
+    workers=2,  # threads that make them
+):              # the same stream, only sooner
+    "Prepare the following steps' batches in threads."
+    pool, soon = ThreadPoolExecutor(workers), {}
+    def get(k, *shard):
+        for j in range(k, k+1+depth):
+            if (j,*shard) not in soon: soon[(j,*shard)] = pool.submit(stream, j, *shard)
+        for old in [key for key in soon if key[1:] == shard and not k <= key[0] <= k+depth]: soon.pop(old).cancel()
+        return soon.pop((k,*shard)).result()
+    return get
+
+class Recompute(nn.Module):
+    "Wraps a part of a network: its activations are computed again in the backward pass instead of kept (Chen et al. 2016)."
+    def __init__(self, inner): super().__init__(); self.inner = inner
+    def forward(self, *a, **k):
+        return torch.utils.checkpoint.checkpoint(self.inner, *a, use_reentrant=False, **k)

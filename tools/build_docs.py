@@ -29,6 +29,7 @@ def process(n_workers=2):
     "What `nbdev_proc_nbs` does, less its attempt to install Quarto."
     from nbdev.quarto import refresh_quarto_yml, nbdev_sidebar
     from nbdev.serve import proc_nbs
+    sys.path.insert(0, str(root))   # the workers inherit the path, and import the package
     refresh_quarto_yml(); nbdev_sidebar.__wrapped__()
     return proc_nbs(cfg.nbs_path, n_workers=n_workers, force=True)
 
@@ -51,8 +52,7 @@ def build_site(out, katex):
     src = root/'_site_src'
     names = stage(process(), cfg.nbs_path, src, doc_url)
     pages = page_of(names)
-    sources = {nb: page for nb, page in names.items()}
-    (src/'api.md').write_text(api_page(cfg.lib_path, sources, cfg.git_url, cfg.branch), encoding='utf-8')
+    (src/'api.md').write_text(api_page(cfg.lib_path, names, cfg.git_url, cfg.branch), encoding='utf-8')
     write_nav(src, names)
     site = build(src, quiet=True)
     polish(site.out, katex, symbols(pages))

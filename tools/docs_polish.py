@@ -59,7 +59,7 @@ def drop_web_fonts(site):
     "Style sheets that ask another host for a font stop asking."
     for c in site.rglob('*.css'):
         t = c.read_text(encoding='utf-8')
-        n = re.sub(r'@import\s+(?:url\()?["\']?https?://fonts\.[^;]*;?', '', t)
+        n = re.sub(r'@import\s+(?:url\(\s*["\']?https?://fonts\.[^)]*\)|["\']https?://fonts\.[^"\']*["\'])[^;]*;?', '', t)
         if n != t: c.write_text(n, encoding='utf-8')
 
 def polish(site, katex, symbols):
