@@ -280,14 +280,14 @@ def raindrop(
     "Drops on a pane: y = (1−m)·x + m·x̃(p + κ∇h), x̃ out of focus and paled, h the height of the water (after Roser & Geiger 2009; Qian et al. 2018)."
     dy, dx = offsets(x); (H, W) = x.shape[-2:]
     radius = uniform(gen, (1,1,1), x, .7, 1.4)*torch.tensor([5.,10.,18.], device=x.device).view(3,1,1)
-    water = sow(gen, (1 - (dy**2+dx**2)/radius**2).clamp_min(0), .25)
-    m = ((water - level(water, strength))/uniform(gen, (1,1,1), x, .1, .5)).clamp(0,1)
+    water = sow(gen, (1 - (dy**2+dx**2)/radius**2).clamp_min(0), .25) + .1*smooth(gen, x, 6)
+    m = ((water - level(water, strength))/uniform(gen, (1,1,1), x, .2, .7)).clamp(0,1)
     bend = uniform(gen, (1,1,1), x, 100, 300)
     sy, sx = (bend*(water.roll(-1, d) - water.roll(1, d))/2 for d in (2,3))
     py, px = torch.arange(H, device=x.device)[:,None] + .5 + sy[:,0], torch.arange(W, device=x.device) + .5 + sx[:,0]
-    blurred = F.interpolate(x, size=(-(-H//6),-(-W//6)), mode='area')
+    blurred = F.interpolate(x, size=(-(-H//8),-(-W//8)), mode='area')
     seen = F.grid_sample(blurred, torch.stack([2*px/W-1, 2*py/H-1], -1), padding_mode='reflection', align_corners=False)
-    return (1-m)*x + m*(seen + uniform(gen, (1,1,1), x, 0, .3)*(.7-seen)), dict(mask=m)
+    return (1-m)*x + m*(seen + uniform(gen, (1,1,1), x, 0, .6)*(.6-seen)), dict(mask=m)
 
 # %% ../nbs/01_degradations.ipynb #fa80ce75
 def jpeg_file(
@@ -369,7 +369,7 @@ STRENGTHS = MappingProxyType(dict(
     jpeg      =Strength((.4, .92), .9, .96, '1 − quality/100'),
     low_light =Strength((3., 7.5), 5., 9., 'stops of light missing'),
     noisy     =Strength((5/255, 55/255), 50/255, 75/255, 'standard deviation'),
-    raindrop  =Strength((.1, .6), .4, .8, 'share of the pane covered'),
+    raindrop  =Strength((.15, .75), .5, .95, 'share of the pane covered'),
     rainy     =Strength((.01, .6), .05, .9, 'mean optical thickness of the streaks', log=True),
     shadowed  =Strength((.3, .8), .6, .93, 'share of the light taken away'),
     snowy     =Strength((.03, .6), .3, 1., 'mean optical thickness of the flakes', log=True),
