@@ -234,7 +234,7 @@ def save_restorer(
     "Write what `Restorer.from_run` needs: weights, description, steps, estimator."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     save_net(net, folder/'net.safetensors', dict(spec=spec, t=t))
-    if estimator is not None: save_net(estimator, folder/'estimator.safetensors', dict(t=estimator.t, width=estimator.body[0][0].out_channels))
+    if estimator is not None: save_net(estimator, folder/'estimator.safetensors', dict(t=[[k,v] for k,v in estimator.t.items()], width=estimator.body[0][0].out_channels))   # a list: JSON would sort the tasks
 
 def load_restorer(
     folder,     # written by `save_restorer`
@@ -244,7 +244,7 @@ def load_restorer(
     folder = Path(folder); file = folder/'net.safetensors'
     if not file.exists(): raise FileNotFoundError(f'{os.fspath(folder)!a} holds no net.safetensors: not a finished run. Make one with `dtir demo`, or name another with --run')
     _, config = read_net(file); est = folder/'estimator.safetensors'
-    who = load_net(est, lambda c: TimestepEstimator(c['t'], c['width'])).eval() if est.exists() else None
+    who = load_net(est, lambda c: TimestepEstimator(dict(c['t']), c['width'])).eval() if est.exists() else None
     return Restorer(load_net(file, lambda c: build_net(c['spec'])), config['t'], who, **kw)
 Restorer.from_run = staticmethod(load_restorer)
 
