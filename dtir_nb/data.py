@@ -383,8 +383,8 @@ def _stack(items):
 # %% ../nbs/02_data.ipynb #8b060615
 class Stream:
     "Batches by number. Built by `stream`; calling it twice with the same step gives the same batch twice."
-    def __init__(self, source, batch, seed, clean, mix):
-        self.source, self.batch, self.seed, self.clean, self.mix = source, batch, seed, clean, mix
+    def __init__(self, source, batch, seed, clean, mix, clump):
+        self.source, self.batch, self.seed, self.clean, self.mix, self.clump = source, batch, seed, clean, mix, clump
     def __call__(self,
         step:int,   # number of the optimiser step, from 0
         shard=0,    # which part of the batch: the rank
@@ -395,7 +395,7 @@ class Stream:
         if not 0 <= shard < shards: raise ValueError(f'shard is {shard} of {shards}: it counts 0..{shards-1}')
         if self.batch % shards: raise ValueError(f'shards is {shards}, batch is {self.batch}: unequal parts would weigh images unequally; make batch a multiple of shards')
         items = [draw(self.source, self.seed, step*self.batch+j) for j in range(shard, self.batch, shards)]
-        lo, hi = (math.floor(k*self.mix*self.batch) for k in (step, step+1))
+        lo, hi = (self.clump*math.floor(k*self.mix*self.batch/self.clump) for k in (step, step+1))
         clean = [draw(self.clean, self.seed, n) for n in range(lo+shard, hi, shards)]
         return _stack(items)._replace(clean=_stack(clean).x if clean else None)
 
@@ -406,12 +406,14 @@ def stream(
     seed=0,      # seed of the run
     clean=None,  # a `Clean` source for the generation objective, or its pictures are not drawn
     mix=0.,      # clean images per image of the batch, e.g. 0.1
+    clump=1,     # clean images come so many at a time
 )->Stream:       # (step, shard, shards) -> Batch
     "An endless, deterministic stream of batches."
     if batch < 1 or batch != int(batch): raise ValueError(f'batch is {batch}: it is a whole number above 0')
     if not 0 <= mix <= 1: raise ValueError(f'mix is {mix}: it is a share of the batch in [0,1]')
     if mix and clean is None: raise ValueError(f'mix is {mix} but clean is None: pass a `Clean` source')
-    return Stream(source, batch, seed, clean, Fraction(mix).limit_denominator(10**6))
+    if clump < 1 or clump != int(clump): raise ValueError(f'clump is {clump}: it is a whole number above 0')
+    return Stream(source, batch, seed, clean, Fraction(mix).limit_denominator(10**6), clump)
 
 # %% ../nbs/02_data.ipynb #df8516f8
 class _Ahead:

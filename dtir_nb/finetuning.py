@@ -45,6 +45,7 @@ def steps_of(
 class FinetuneConfig:
     "What generalisation-enhanced fine-tuning adds to plain supervision. Every 0 switches its part off."
     mix:float=0.1           # clean pictures per picture of the batch, for the generation loss (Sec. 2.1)
+    clump:int=2             # they come so many at a time, so that generation has gradients to compare
     mu:float=0.1            # weight μ of the generation loss
     lam_reg:float=1.        # weight λ1 of the importance regularisation (eq. 5)
     lam_orth:float=0.01     # weight λ2 of the orthogonality loss (eq. 8)
@@ -163,13 +164,14 @@ def finetune_step(
     else:
         loss = rec_losses(net, batch.x, batch.y, t, cfg).mean()
         log, rec, g, o = dict(rec=loss.detach()), list(torch.autograd.grad(loss, ps, allow_unused=True)), [None]*len(ps), [None]*len(ps)
-    if mean_n: g = [None if a is None else a*(n/mean_n) for a in g]
+    due = n/(cfg.mix*len(batch.x)) if cfg.mix else 0.     # clean pictures against those of an average step: μ stays μ however they come
+    g = [None if a is None else a*due for a in g]
     if cfg.project and mean_n: g = _projected(g, rec, held, ps, reduce, world)
     gs = [_sum([r, None if a is None else cfg.mu*w[k]*a, None if b is None else cfg.lam_orth*w[k]*b]) for k,r,a,b in zip(held.names, rec, g, o)]
     if cfg.lam_reg and held.imp is not None:
         log['reg'], pull = penalty_grads(net, held.theta0, held.imp, w, cfg.order)
         gs = [_sum([a, cfg.lam_reg*pull[k] if k in pull else None]) for k,a in zip(held.names, gs)]
-    total = log['rec'] + cfg.mu*log.get('gen', 0.) + cfg.lam_reg*log.get('reg', 0.) + cfg.lam_orth*log.get('orth', 0.)
+    total = log['rec'] + cfg.mu*due*log.get('gen', 0.) + cfg.lam_reg*log.get('reg', 0.) + cfg.lam_orth*log.get('orth', 0.)
     return dict(loss=total, grads=gs, **{k: log.get(k, torch.tensor(0.)) for k in ('rec','gen','reg','orth')})
 
 # %% ../nbs/15_finetuning.ipynb #ce6112f7
@@ -206,7 +208,7 @@ def finetune(
     if isinstance(pairs, (list,tuple)): pairs = Pairs([y for _,y in pairs], [x for x,_ in pairs], 'pairs', patch=patch)
     if isinstance(clean, (list,tuple)): clean = Clean(clean, patch=patch)
     if clean is None and (gef.mu*gef.mix or gef.lam_reg): raise ValueError('clean is None: generation and the importance of weights need clean pictures; pass some, or gef=PLAIN')
-    draw = stream(pairs, batch=batch, seed=cfg.seed, clean=clean if gef.mu else None, mix=gef.mix if gef.mu else 0.)
+    draw = stream(pairs, batch=batch, seed=cfg.seed, clean=clean if gef.mu else None, mix=gef.mix if gef.mu else 0., clump=gef.clump)
     held = held or hold(net, clean, gef, cfg.seed)
     step = partial(finetune_step, t_star=t, cfg=gef, held=held, world=reduce.shards if reduce else 1)
     return fit(net, draw, step, cfg, reduce=reduce, **kw)
