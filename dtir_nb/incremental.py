@@ -83,7 +83,7 @@ def train_incremental(
     refresh=False,   # hold on to the weights before each stage (True), or to those of pre-training (False)
     order=None,      # see `plan`
     weights='uniform', # how tasks share a batch, see `Mixture`
-    patch:int=128, batch:int=16, run=None, after=(), # see `finetune`; each stage has its own directory below `run`
+    patch:int=128, batch:int=16, run=None, reduce=None, after=(), # see `finetune`; each stage has its own directory below `run`
 )->History:
     "Stage 4 of the method (Sec. 3.3, Algorithm 4): tasks join in the order of t*, data accumulate, draws are balanced by task."
     lost = set(matches)-set(sources)
@@ -94,7 +94,7 @@ def train_incremental(
         if held is None or refresh: held = hold(net, clean, gef, cfg.seed)
         mix = Mixture({k: sources[k] for k in stage.tasks}, weights)
         where = Path(run)/f'stage-{i+1:02d}-{stage.new}' if run else None
-        net = finetune(net, mix, clean, stage.t, replace(cfg, steps=steps, warmup=min(cfg.warmup, steps), seed=cfg.seed+i), gef, patch, batch, held, run=where, after=after)
+        net = finetune(net, mix, clean, stage.t, replace(cfg, steps=steps, warmup=min(cfg.warmup, steps), seed=cfg.seed+i), gef, patch, batch, held, reduce, run=where, after=after)
         if val: rows.append(scores(net, {k: val[k] for k in val}, {k: stage.t.get(k, matches[k].t if isinstance(matches[k], Match) else matches[k]) for k in val}))
     return History(net, stages, rows)
 
