@@ -73,11 +73,11 @@ class FinetuneConfig:
 
 PLAIN = FinetuneConfig(mix=0., mu=0., lam_reg=0., lam_orth=0.)   # plain supervision
 
-# %% ../nbs/15_finetuning.ipynb #23fd5463
-class Held(dict):
+# %% ../nbs/15_finetuning.ipynb #9e7a8edb
+class Held:
     "What a fine-tune holds on to: names and depths of the parameters, θ⁰ and importance (None: not held)."
     def __init__(self, net, cfg, theta0=None, imp=None):
-        self.depth = {k:v for k,v in depth_of(net).items()}
+        self.depth = depth_of(net)
         self.names = [n for n,p in net.named_parameters() if p.requires_grad]
         keep = set(shallow_params(self.depth, cfg.cut))
         self.shallow, self.theta0, self.imp = [n for n in self.names if n in keep], theta0, imp
@@ -209,6 +209,6 @@ def finetune(
     if isinstance(clean, (list,tuple)): clean = Clean(clean, patch=patch)
     if clean is None and (gef.mu*gef.mix or gef.lam_reg): raise ValueError('clean is None: generation and the importance of weights need clean pictures; pass some, or gef=PLAIN')
     draw = stream(pairs, batch=batch, seed=cfg.seed, clean=clean if gef.mu else None, mix=gef.mix if gef.mu else 0., clump=gef.clump)
-    held = held or hold(net, clean, gef, cfg.seed)
+    held = hold(net, clean, gef, cfg.seed) if held is None else held
     step = partial(finetune_step, t_star=t, cfg=gef, held=held, world=reduce.shards if reduce else 1)
     return fit(net, draw, step, cfg, reduce=reduce, **kw)

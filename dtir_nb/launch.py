@@ -46,6 +46,7 @@ class Recipe:
     patch:int=48            # side of the crops
     batch:int=8             # crops per step
     matching:int=12         # pairs from which t* is found
+    samples:int=64          # clean crops from which the importance is computed
     size:int=192            # side of the held-out pictures that are scored, at most
     shards:int=1            # parts of a batch, for workers in exact mode
     seed:int=0
@@ -57,7 +58,7 @@ class Recipe:
 
 def demo(scale='default', seed=0)->Recipe:
     "The demonstration on embedded photographs: 'tiny' proves that it runs, 'default' takes minutes, 'large' an hour."
-    sizes = dict(default={}, tiny=dict(pre=12, tune=16, est=8, batch=4, patch=32, matching=2, size=64),
+    sizes = dict(default={}, tiny=dict(pre=6, tune=8, est=4, batch=4, patch=32, matching=1, samples=8, size=64),
                  large=dict(pre=12_000, tune=9_000, est=1000, width=16, middle=3, patch=64, matching=24))
     if scale not in sizes: raise ValueError(f"scale is {scale!r}: it is {', '.join(map(repr, sizes))}")
     return Recipe(seed=seed, **sizes[scale])
@@ -89,7 +90,6 @@ def train_ours(
     device='cpu',   # where
     team=None,      # a `Team` of workers
     say=print,      # told what happens
-    gef=FinetuneConfig(),
 ):                  # (net, matches, History)
     "Stages 1 to 4 of the method."
     out, kw = Path(out), dict(patch=r.patch, batch=r.batch)
@@ -102,7 +102,7 @@ def train_ours(
     say(f'3, 4 fine-tuning in {len(r.tasks)} stages, {r.tune} steps, {r.experts} experts')
     with seeded(r.seed, 'experts'): full = build_net(r.spec).to(device)
     full.load_state_dict(net.state_dict(), strict=False)
-    h = train_incremental(full, sources(r), matches, photos('train'), config(r, r.tune, r.lr_tune), gef, run=out/'tune', reduce=team, **kw)
+    h = train_incremental(full, sources(r), matches, photos('train'), config(r, r.tune, r.lr_tune), FinetuneConfig(samples=r.samples), run=out/'tune', reduce=team, **kw)
     return h.net, matches, h
 
 # %% ../nbs/19_launch.ipynb #031ac0d1
