@@ -7,7 +7,7 @@ export PYTHONPATH := $(CURDIR)
 export OMP_NUM_THREADS ?= 1
 SCALE  ?= default
 
-.PHONY: demo test test-all docs clean check notebooks export
+.PHONY: demo test test-all chaos docs clean check notebooks export
 
 demo: $(STAMP)
 	OMP_NUM_THREADS=2 $(BIN)/dtir demo --scale $(SCALE) $(DEMO_FLAGS)
@@ -18,6 +18,9 @@ test: $(STAMP) check
 
 test-all: test
 	$(BIN)/python -m pytest -q tests -m slow
+
+chaos: $(STAMP)
+	$(BIN)/python tests/chaos.py --kills $(or $(KILLS),200)
 
 check: $(STAMP)
 	$(BIN)/python tools/check_sync.py

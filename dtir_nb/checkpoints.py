@@ -73,11 +73,12 @@ def read_file(
     "Read a file; a link, a device or another size is an error."
     try: fd = os.open(path, os.O_RDONLY|_NOFOLLOW|getattr(os, 'O_NONBLOCK', 0))
     except OSError as e: raise CheckpointError(path, 'E_DAMAGED', e.strerror) from None
-    with open(fd, 'rb') as f:
+    try:
         st = os.fstat(fd)
         if not stat.S_ISREG(st.st_mode): raise CheckpointError(path, 'E_DAMAGED', 'not a regular file')
         if size is not None and st.st_size != size: raise CheckpointError(path, 'E_DAMAGED', f'{st.st_size} bytes where {size} were written')
-        return f.read()
+        with open(fd, 'rb', closefd=False) as f: return f.read()
+    finally: os.close(fd)
 
 # %% ../nbs/07_checkpoints.ipynb #51b31334
 def make_dir(path):

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'per_step', 'per_share', 'depth_only', 'layer_weights', 'mean_weights', 'shallow_params', 'shallow_grads']
 
-# %% ../nbs/13_layer_decay.ipynb #9f2e3d84
-from functools import partial
+# %% ../nbs/13_layer_decay.ipynb #4c710ca0
 import torch
 from torch import Tensor, nn
 from .core import check_steps

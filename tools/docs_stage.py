@@ -61,6 +61,19 @@ def defined(src):
     "Top-level names that a cell defines."
     return re.findall(r'^(?:async def|def|class)\s+(\w+)', src, re.M) + re.findall(r'^([A-Za-z]\w*)\s*(?::[^=\n]+)?=(?!=)', src, re.M)
 
+def fields(src, name):
+    "The fields of a tuple class as its source writes them, or None: nbdev shows `*args, **kwargs` instead."
+    m = re.search(rf'^class {name}\(NamedTuple\):\n((?:[ \t]+.*\n|\n)*)', src + '\n', re.M)
+    return m and [l for l in m[1].splitlines() if re.match(r'\s+\w+\s*:\s*\S', l)]
+
+def true_signature(cell, src, name):
+    "Put the fields of a tuple class into its signature."
+    fs = fields(src, name)
+    for o in cell.get('outputs', []) if fs else []:
+        d = o.get('data', {})
+        if 'text/markdown' in d:
+            d['text/markdown'] = join(d['text/markdown']).replace(f'def {name}(\n    *args, **kwargs\n):', f'class {name}(NamedTuple):\n' + '\n'.join(fs))
+
 def source_cell(src, shown):
     "The source of an exported cell as a markdown cell: folded under its signature, open if there is no signature."
     body = re.sub(r'^#\|.*\n', '', src, flags=re.M).strip()
@@ -80,9 +93,26 @@ def add_sources(cells, raw):
         at = max(at, where.get(c.get('id'), at))
         if c['cell_type'] != 'code' or not re.match(r'#\|\s*exports?\b', src) or not defined(src): continue
         shown = [n for n in defined(src) if n in docs]
+        for n in shown: true_signature(cells[docs[n]], src, n)
         at = max([at] + [docs[n] for n in shown])
         after.setdefault(at, []).append(source_cell(src, shown))
     return [o for i,c in enumerate(cells) for o in [c, *after.get(i, [])]]
+
+SELF = ('how_to_read.ipynb', 'between_the_lines.ipynb')   # they report on the other notebooks
+
+def refresh(nbs_path, dst):
+    "Run the notebooks that read the others, so that the site shows today's answer; their files stay as they are."
+    from execnb.nbio import read_nb
+    from execnb.shell import CaptureShell
+    from fastcore.all import working_directory
+    for name in SELF:
+        if not (nbs_path/name).exists(): continue
+        nb, staged = read_nb(nbs_path/name), json.loads((dst/name).read_text(encoding='utf-8'))
+        with working_directory(nbs_path): CaptureShell(nbs_path/name).run_all(nb, exc_stop=True)
+        new = {c.get('id'): c.get('outputs', []) for c in nb.cells}
+        for c in staged['cells']:
+            if c.get('outputs') and c.get('id') in new: c['outputs'] = [dict(o) for o in new[c['id']]]
+        (dst/name).write_text(json.dumps(staged), encoding='utf-8')
 
 def stage_nb(p, nb, raw, dst, names, doc_url):
     "Rewrite one processed notebook under its page name."
@@ -101,6 +131,7 @@ def stage(cache, nbs_path, dst, doc_url):
     "Copy nbdev's `cache` to `dst`, ready for the site builder; returns {notebook: page source}."
     shutil.rmtree(dst, ignore_errors=True)
     shutil.copytree(cache, dst, ignore=shutil.ignore_patterns('_docs', '_site', '.ipynb_checkpoints'))
+    refresh(nbs_path, dst)
     nbs = {p: json.loads(p.read_text(encoding='utf-8')) for p in sorted(dst.rglob('*.ipynb'))}
     names = page_names(nbs, dst)
     for p, nb in nbs.items(): stage_nb(p, nb, nbs_path/p.relative_to(dst), dst, names, doc_url)

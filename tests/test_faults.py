@@ -1,0 +1,332 @@
+"The promises of a run, each as a test. The quick ones always run; `-m slow` runs the rest; `make chaos` runs hundreds of kills."
+import ast, contextlib, ctypes, json, os, pickle, random, resource, shutil, signal, subprocess, sys, tarfile, time, warnings, zipfile
+from pathlib import Path
+import pytest, torch
+from torch import nn
+from torch.testing import assert_close
+HERE = Path(__file__).parent; sys.path.insert(0, str(HERE))
+import chaos, powerloss
+from chaos import STEPS, EVERY, Disk, Ledger, config, final, network, start, train, wait
+from dtir_nb import checkpoints as ck, training as tr
+from dtir_nb.core import rng, Batch
+from dtir_nb.parallel import Drift, ddp, digest, exact, fork_workers
+slow = pytest.mark.slow
+
+@pytest.fixture(scope='session')
+def want(): return chaos.reference()
+
+@pytest.fixture(scope='session')
+def done(tmp_path_factory): d = tmp_path_factory.mktemp('done')/'run'; train(d); return d
+
+def dies(k0): return lambda k, *_: k == k0 and os.kill(os.getpid(), signal.SIGKILL)
+
+# P1, P2: kills -------------------------------------------------------------------------------------------------------------------------
+def test_p1_some_kills_inside_a_save(want):
+    led = Ledger(); chaos.kill_everywhere(led, stride=29); assert led.ok() and led.kills() > 3, str(led)
+
+@slow
+def test_p1_a_kill_at_every_operation(want):
+    led = Ledger(); n = chaos.kill_everywhere(led); assert led.ok() and led.kills() == n-1 > 100, str(led)
+
+def test_p2_kills_at_random_moments():
+    led = Ledger(); chaos.kill_at_random(led, 3); assert led.ok(), str(led)
+
+@slow
+def test_p2_fifty_kills_at_random_moments():
+    led = Ledger(); chaos.kill_at_random(led, 50, seed=5); assert led.ok() and led.kills() >= 50, str(led)
+
+# P3: power cuts ------------------------------------------------------------------------------------------------------------------------
+def power_cuts(tmp, break_it=None, kinds=('least','names','torn','random')):
+    "Save steps 1..4; after every operation cut the power in each way; what loads must be the last finished save or the one under way."
+    saved, lost, rnd, real = [0], [], random.Random(0), ck.os
+    states = {k: {'model': {'w': torch.full((50,), float(k))}} for k in range(5)}
+    def after(n):
+        ck.os = real
+        for kind in kinds: look(n, kind)
+        ck.os = rec
+    def look(n, kind):
+        to = tmp/'after'; shutil.rmtree(to, ignore_errors=True); rec.crash(kind, rnd, to)
+        try: c = ck.load_checkpoint(to/'run')
+        except ck.CheckpointError as e: return lost.append((n, kind, str(e)))
+        got = c.step if c else 0
+        if got not in (saved[0], saved[0]+1) or (c and not torch.equal(c.tensors['model']['w'], states[got]['model']['w'])): lost.append((n, kind, f'{got} where {saved[0]} was safe'))
+    rec = powerloss.Recorder(tmp/'disk', after); (tmp/'disk').mkdir()
+    ck.os = rec
+    if break_it: break_it(rec)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            for k in range(1, 5): ck.save_checkpoint(tmp/'disk'/'run', k, states[k], {'k': k}); saved[0] = k
+    finally: ck.os = real
+    return rec.n, lost
+
+def test_p3_power_cut_after_every_operation(tmp_path):
+    n, lost = power_cuts(tmp_path); assert n > 60 and not lost, lost[:3]
+
+def test_p3_would_notice_a_missing_sync(tmp_path):
+    "The same without fsync: the check has to fail, or it checks nothing."
+    def no_sync(rec): rec.fsync = lambda fd: None
+    def no_dir_sync(rec): real = rec.fsync; rec.fsync = lambda fd: None if rec.fds[fd].isdir else real(fd)
+    for i,broken in enumerate((no_sync, no_dir_sync)): (tmp_path/str(i)).mkdir(); assert power_cuts(tmp_path/str(i), broken)[1]
+
+# P4, P5, P18, P10: torchrun ---------------------------------------------------------------------------------------------------------------
+def torchrun(run, n=2, restarts=0, **env):
+    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(n), '--max-restarts', str(restarts), '--monitor-interval', '0.2', str(HERE/'worker.py'), str(run)]
+    env = os.environ | dict(TORCH_DISABLE_SHARE_RDZV_TCP_STORE='1', GLOO_SOCKET_IFNAME='lo', OMP_NUM_THREADS='1', PYTHONPATH=str(HERE.parent)) | env
+    return subprocess.Popen(cmd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+def finish(p, timeout=150):
+    try: out = p.communicate(timeout=timeout)[0]
+    finally:
+        with contextlib.suppress(ProcessLookupError): os.killpg(p.pid, signal.SIGKILL)
+    return p.returncode, out
+
+@slow
+def test_p4_one_of_two_workers_killed(tmp_path, want):
+    rc, out = finish(torchrun(tmp_path/'run', restarts=1, KILL='1:6')); assert rc == 0 and final(tmp_path/'run') == want, out
+
+@slow
+def test_p5_a_stalled_worker_is_named_and_replaced(tmp_path, want):
+    rc, out = finish(torchrun(tmp_path/'run', restarts=1, STALL='1:6', PATIENCE='4')); assert 'Ranks 1 failed to pass' in out, out
+    assert rc == 0 and final(tmp_path/'run') == want, out
+
+@slow
+@pytest.mark.parametrize('who', ('agent','worker','group'))
+def test_p10_a_signal_stops_the_job_after_saving(tmp_path, want, who):
+    p = torchrun(tmp_path/'run', SLOW='.3')
+    pid = _worker_started(tmp_path/'run')
+    dict(agent=lambda: os.kill(p.pid, signal.SIGTERM), worker=lambda: os.kill(pid, signal.SIGTERM), group=lambda: os.killpg(p.pid, signal.SIGTERM))[who]()
+    rc, out = finish(p)
+    step = final(tmp_path/'run')[0]; status = json.loads((tmp_path/'status.json').read_text())
+    assert 0 < step < STEPS and status == {'code': 85, 'step': step}, (rc, out)
+    rc, out = finish(torchrun(tmp_path/'run')); assert rc == 0 and final(tmp_path/'run') == want, out
+
+def _worker_started(run, step=2, timeout=60):
+    for _ in range(int(timeout/.1)):
+        if len(tr.read_log(run)) > step: return int((run/'.lock').read_text().split()[1])
+        time.sleep(.1)
+    raise TimeoutError
+
+@slow
+def test_p18_no_orphans_after_the_launcher_was_killed(tmp_path):
+    p = torchrun(tmp_path/'run', SLOW='.5'); pid = _worker_started(tmp_path/'run'); group = _children(p.pid); assert pid in group
+    os.kill(p.pid, signal.SIGKILL); p.wait(); time.sleep(1)
+    assert not [c for c in group if os.path.exists(f'/proc/{c}') and open(f'/proc/{c}/stat').read().split()[2] != 'Z']
+
+def _children(pid): return [int(d) for d in os.listdir('/proc') if d.isdigit() and _parent(d) == pid]
+def _parent(d):
+    try: return int(open(f'/proc/{d}/stat').read().rsplit(')', 1)[1].split()[1])
+    except OSError: return None
+
+# P6: numbers of workers; P7, P8: data parallel = one process ---------------------------------------------------------------------------
+@slow
+def test_p6_workers_come_and_go(want):
+    led = Ledger(); chaos.change_workers(led, 4); assert led.ok(), str(led)
+
+class Conv(nn.Module):
+    def __init__(self, dtype):
+        super().__init__(); self.c1, self.c2, self.head = nn.Conv2d(3,6,3,padding=1), nn.Conv2d(6,6,3,padding=1), nn.Conv2d(6,3,3,padding=1); self.to(dtype)
+        for i,p in enumerate(self.parameters()): nn.init.normal_(p, 0, .2, generator=rng(1, i))
+    def forward(self, x): return self.head(torch.tanh(self.c2(torch.tanh(self.c1(x)))))
+
+def images(dtype): return lambda k, shard=0, shards=1: Batch(torch.rand(4,3,8,8, generator=rng(2, k), dtype=torch.float64).to(dtype).chunk(shards)[shard])
+def mse_step(net, b, gen, reduce): return {'loss': (net(b.x)-b.x.flip(1)).square().mean()}
+
+def orth_step(net, b, gen, reduce):
+    "Two losses and the squared cosine of their *global* gradients, by a surrogate whose gradient is that of the penalty."
+    out, ps = net(b.x), list(net.parameters())
+    losses = (out-b.x.flip(1)).square().mean(), (out.mean((2,3))-b.x.mean((2,3))).square().mean()
+    gs = [torch.cat([g.reshape(-1) for g in torch.autograd.grad(l, ps, create_graph=True)]) for l in losses]
+    G = [reduce(g.detach()).requires_grad_() for g in gs]
+    cos2 = torch.dot(*G)**2/(G[0].dot(G[0])*G[1].dot(G[1])+1e-12)
+    v = torch.autograd.grad(cos2, G)
+    return {'loss': sum(losses) + .7*sum(torch.dot(g, w) for g,w in zip(gs, v)), 'orth': cos2.detach()}
+
+def after_steps(step, dtype, team=None, n=50): return dict(tr.fit(Conv(dtype), images(dtype), step, config(steps=n, ema=0., lr=1e-3, clip=0.), reduce=team and team()).named_parameters())
+
+@pytest.mark.parametrize('step,dtype,tol', [(mse_step, torch.float32, 2e-5), (mse_step, torch.float64, 1e-13), (orth_step, torch.float64, 1e-12)])
+def test_p7_p8_two_workers_equal_one_with_the_whole_batch(step, dtype, tol):
+    one = after_steps(step, dtype)
+    for team in (ddp, lambda: exact(2)):
+        for got in fork_workers(lambda: after_steps(step, dtype, team), 2): assert_close(got, {k: v.detach() for k,v in one.items()}, rtol=0, atol=tol)
+
+def test_p8_would_notice_local_gradients():
+    "With each worker's own gradients in the penalty the result is another one, so the test above can fail."
+    one = after_steps(orth_step, torch.float64)
+    local = lambda net, b, gen, reduce: orth_step(net, b, gen, lambda x: x)
+    two = fork_workers(lambda: after_steps(local, torch.float64, ddp), 2)[0]
+    assert max((two[k]-v.detach()).abs().max() for k,v in one.items()) > 1e-6
+
+@pytest.mark.parametrize('team', (ddp, lambda: exact(2)))
+def test_unused_experts_stay_untouched(team):
+    "An expert used on one worker only gets the mean; one that nobody used keeps weights and moments."
+    def experts(net, b, gen, reduce): return {'loss': net[int(b.x.flatten()[0])](torch.ones(1,2)).square().mean()}
+    def go():
+        net = nn.ModuleList([nn.Linear(2,2) for _ in range(3)])
+        for i,p in enumerate(net.parameters()): nn.init.constant_(p, .1*(i+1))
+        tr.fit(net, lambda k, s, n: Batch(torch.full((1,), float(s))), experts, config(steps=5, ema=0.), reduce=team())
+        return {k: v.detach() for k,v in net.named_parameters()}
+    a, b = fork_workers(go, 2); assert_close(a, b, rtol=0, atol=0)
+    assert (a['0.weight'] != .1).all() and (a['1.weight'] != .3).all() and (a['2.weight'] == .5).all() and (a['2.bias'] == .6).all()
+
+# P9: drift -----------------------------------------------------------------------------------------------------------------------------
+def test_p9_a_replica_that_drifts_is_named_and_not_saved(tmp_path):
+    def nudge(k, net, avg, log):
+        if k == 4 and int(tr.Team().rank) == 1: net[0].weight.data[0,0] = torch.nextafter(net[0].weight.data[0,0], torch.tensor(9.))
+    with pytest.raises(RuntimeError, match=r'workers \[1\] of 4'): fork_workers(lambda: train(tmp_path/'run', after=[nudge]) and {}, 4)
+    assert final(tmp_path/'run')[0] == EVERY
+
+# P10: signals --------------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('s', (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1))
+def test_p10_a_signal_saves_and_leaves_with_85(tmp_path, want, s):
+    assert wait(start(lambda: train(tmp_path/'run', after=[lambda k, *_: k == 4 and os.kill(os.getpid(), s)]))) == 85
+    assert final(tmp_path/'run')[0] == 5 and train(tmp_path/'run') == want
+
+def test_p10_the_second_signal_kills(tmp_path):
+    def twice(k, *_):
+        if k == 4: os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)
+    assert wait(start(lambda: train(tmp_path/'run', after=[twice]))) == -signal.SIGTERM
+    assert final(tmp_path/'run')[0] == EVERY
+
+# P11: disk -----------------------------------------------------------------------------------------------------------------------------
+def test_p11_a_full_disk_names_path_and_bytes(tmp_path, want):
+    wait(start(lambda: train(tmp_path/'run', after=[dies(4)])))
+    def small():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))
+        try: train(tmp_path/'run')
+        except ck.CheckpointError as e: os.write(told, str(e).encode()[:800]); raise
+    told = os.open(tmp_path/'told', os.O_CREAT|os.O_WRONLY)
+    assert wait(start(small)) == 74
+    assert 'step-000000006' in (m := (tmp_path/'told').read_text()) and 'bytes needed' in m and 'intact' in m
+    assert final(tmp_path/'run')[0] == 3 and not list((tmp_path/'run'/'ckpt').glob('.*')) and train(tmp_path/'run') == want
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which('mount') is None, reason='mounting needs root')
+def test_p11_a_disk_of_40_kilobytes(tmp_path):
+    (tmp_path/'tiny').mkdir()
+    if subprocess.run(['mount','-t','tmpfs','-o','size=40k','tmpfs',str(tmp_path/'tiny')], capture_output=True).returncode: pytest.skip('no mounts here')
+    try:
+        with pytest.raises(ck.CheckpointError, match='E_DISK.*bytes needed'):
+            for k in range(1, 20): ck.save_checkpoint(tmp_path/'tiny'/'run', k, {'model': {'w': torch.zeros(500*k)}}, {})
+        assert (c := ck.load_checkpoint(tmp_path/'tiny'/'run')).step == k-1 and len(c.tensors['model']['w']) == 500*(k-1)
+    finally: subprocess.run(['umount', str(tmp_path/'tiny')])
+
+# P12: damage ---------------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('flips', (40, pytest.param(1500, marks=slow)))
+def test_p12_no_flip_or_cut_goes_unnoticed(done, tmp_path, flips):
+    shutil.copytree(done, tmp_path/'run'); p = ck.checkpoints(tmp_path/'run')[0]; r = random.Random(0)
+    for f in sorted(p.iterdir()):
+        data = f.read_bytes()
+        for i in range(flips):
+            b = bytearray(data)
+            if i % 8: b[r.randrange(len(b))] ^= 1 << r.randrange(8)
+            else: del b[r.randrange(len(b)):]
+            f.write_bytes(b); assert (why := ck.damage(p)) and 'E_DAMAGED' in why, (f.name, i)
+        f.write_bytes(data); assert ck.damage(p) is None
+
+def test_p12_links_and_devices_are_not_followed(done, tmp_path):
+    for i,put in enumerate((lambda f: f.symlink_to(done/'ckpt'/'x'), lambda f: os.mkfifo(f), lambda f: f.mkdir())):
+        run = tmp_path/str(i); shutil.copytree(done, run); f = ck.checkpoints(run)[0]/'model.safetensors'; f.unlink(); put(f)
+        with pytest.warns(UserWarning, match='passed over'): assert ck.load_checkpoint(run).step == STEPS-EVERY
+
+# P13, P14: hostile files ---------------------------------------------------------------------------------------------------------------
+class Trap:
+    def __init__(self, path): self.path = str(path)
+    def __reduce__(self): return (os.mkdir, (self.path,))
+
+def hostile(d, canary):
+    "Files that would make the directory `canary` if anything unpickled them."
+    t = Trap(canary); torch.save({'a': t}, d/'reduce.pth'); (d/'raw.pth').write_bytes(pickle.dumps(t)); (d/'renamed.safetensors').write_bytes(pickle.dumps(t))
+    torch.save({'a': t}, d/'legacy.pth', _use_new_zipfile_serialization=False)
+    torch.save({'params': {'w': torch.zeros(2), 'inner': pickle.dumps(t)}}, d/'nested.pth')
+    (d/'dcp').mkdir(); (d/'dcp'/'.metadata').write_bytes(pickle.dumps(t)); (d/'dcp'/'__0_0.distcp').write_bytes(b'x')
+    with tarfile.open(d/'old.pth', 'w') as f: (d/'pickle').write_bytes(pickle.dumps(t)); f.add(d/'pickle', 'pickle')
+    return [d/n for n in ('reduce.pth','raw.pth','renamed.safetensors','legacy.pth','nested.pth','dcp','old.pth')]
+
+@slow
+def test_p13_nothing_runs_code(tmp_path, monkeypatch, done):
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1'); canary = tmp_path/'canary'
+    for f in hostile(tmp_path, canary):
+        with pytest.raises(ck.CheckpointError): ck.import_weights(f)
+        with pytest.raises(ck.CheckpointError): ck.read_net(f)
+        run = tmp_path/f'run-{f.name}'; shutil.copytree(done, run); p = ck.checkpoints(run)[0]
+        if f.is_file(): shutil.copy(f, p/'model.safetensors')
+        else: shutil.rmtree(p); shutil.copytree(f, p)
+        with pytest.warns(UserWarning, match='passed over'): assert ck.load_checkpoint(run).step == STEPS-EVERY
+    assert not canary.exists()
+    pickle.loads((tmp_path/'raw.pth').read_bytes()); assert canary.exists()   # the trap does work
+
+def test_p14_no_bomb_is_inflated(tmp_path):
+    with zipfile.ZipFile(tmp_path/'bomb.pth', 'w', zipfile.ZIP_DEFLATED) as z:
+        with z.open('archive/data/0', 'w') as f:
+            for _ in range(256): f.write(bytes(1<<20))
+    liar = {'w': {'dtype': 'F32', 'shape': [2**40], 'data_offsets': [0, 2**42]}}, {'w': {'dtype': 'F32', 'shape': [2**33, 2**33], 'data_offsets': [0, 4]}}
+    for i,h in enumerate(liar): b = json.dumps(h).encode(); (tmp_path/f'{i}.safetensors').write_bytes(len(b).to_bytes(8, 'little')+b+bytes(4))
+    (tmp_path/'header.safetensors').write_bytes((2**40).to_bytes(8, 'little')+b'{}')
+    t, before = time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for f in ('bomb.pth','0.safetensors','1.safetensors','header.safetensors'):
+        with pytest.raises(ck.CheckpointError): ck.import_weights(tmp_path/f)
+    assert time.time()-t < 2 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before < 100_000   # kB
+
+# P15: NaN ------------------------------------------------------------------------------------------------------------------------------
+def test_p15_infinite_gradient_with_a_finite_loss(tmp_path):
+    def root(net, b, gen, reduce): return {'loss': (net[0].weight*0).square().sum().sqrt() + sum(p.sum() for p in net.parameters())*0}   # d sqrt at 0
+    with pytest.raises(tr.NonFinite, match='step 0'): train(tmp_path/'run', step=root)
+    assert final(tmp_path/'run') is None and tr.read_log(tmp_path/'run', 'bad_batches.jsonl')[0]['step'] == 0
+
+# P17: the lock -------------------------------------------------------------------------------------------------------------------------
+def test_p17_a_second_run_is_refused_and_a_dead_one_forgotten(tmp_path, want):
+    pid = start(lambda: train(tmp_path/'run', after=[lambda *_: time.sleep(.2)])); time.sleep(.1)
+    for _ in range(100):
+        if tr.read_log(tmp_path/'run'): break
+        time.sleep(.05)
+    assert wait(start(lambda: train(tmp_path/'run'))) == 73
+    with pytest.raises(ck.Locked, match=f'process {pid} on'): train(tmp_path/'run')
+    os.kill(pid, signal.SIGKILL); wait(pid)
+    assert train(tmp_path/'run') == want
+
+# P20: every step is a good place to stop -----------------------------------------------------------------------------------------------
+def test_p20_resume_at_every_step_sees_the_same_samples(tmp_path):
+    "Three epochs of eight samples in batches of two; a stop after every single step."
+    n, seen = 8, []
+    def epochs(k): e, pos = divmod(2*k, n); return Batch(torch.randperm(n, generator=rng(3, 'epoch', e))[pos:pos+2].float()[:,None].repeat(1,4)/n)
+    def note(net, b, gen, reduce): seen.append((b.x[:,0]*n).int().tolist()); return chaos.step(net, b, gen, reduce)
+    whole = train(tmp_path/'whole', shards=1, stream=epochs, step=note); order = list(seen); seen.clear()
+    for k in range(1, STEPS):
+        with pytest.raises(tr.Preempted): train(tmp_path/'parts', shards=1, stream=epochs, step=note, after=[lambda *_: os.kill(os.getpid(), signal.SIGTERM)])
+    assert train(tmp_path/'parts', shards=1, stream=epochs, step=note) == whole and seen == order
+    assert all(sorted(sum(order[4*e:4*e+4], [])) == list(range(n)) for e in range(3))
+
+# P21: a worker that prepares data fails --------------------------------------------------------------------------------------------------
+def test_p21_an_error_while_preparing_ahead_comes_through(tmp_path):
+    def broken(k): return 1/0 if k == 7 else chaos.stream(k)
+    with pytest.raises(ZeroDivisionError): train(tmp_path/'run', shards=1, stream=tr.ahead(broken))
+    assert final(tmp_path/'run')[0] == 6
+
+# P22, P23: other machines, other versions ------------------------------------------------------------------------------------------------
+def test_p22_another_thread_count_warns(done):
+    torch.set_num_threads(2)
+    try:
+        with pytest.warns(UserWarning, match='threads was 1, is 2.*last bits'): ck.load_checkpoint(done)
+    finally: torch.set_num_threads(1)
+
+@pytest.mark.parametrize('run', sorted((HERE/'data').glob('checkpoint-v*')), ids=lambda p: p.name)
+def test_p23_every_released_format_loads(run):
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); c = ck.load_checkpoint(run)
+    facts = json.loads((run/'facts.json').read_text())
+    assert [c.step, digest(c.tensors).hex(), c.state] == [facts['step'], facts['digest'], facts['state']] and not c.bad
+    net = ck.load_net(run/'net.safetensors', lambda config: nn.Linear(**config)); assert digest(net.state_dict()).hex() == facts['net']
+
+def test_p23_there_is_one_for_the_current_format(): assert (HERE/'data'/f'checkpoint-v{ck.FORMAT}').is_dir()
+
+# The package itself ----------------------------------------------------------------------------------------------------------------------
+def test_no_dangerous_calls_in_the_package():
+    "No pickle, eval, exec, shell, unfiltered archive, object collective or static graph; torch.load only with a literal weights_only=True."
+    bad = []
+    for f in sorted((HERE.parent/'dtir_nb').glob('*.py')):
+        for n in ast.walk(ast.parse(f.read_text())):
+            if isinstance(n, (ast.Import, ast.ImportFrom)) and any(a.name.split('.')[0] in ('pickle','dill','marshal','shelve') for a in n.names): bad.append((f.name, n.lineno, 'import'))
+            if not isinstance(n, ast.Call): continue
+            name = ast.unparse(n.func); kw = {k.arg: ast.unparse(k.value) for k in n.keywords}
+            if (name in ('eval','exec','os.system','yaml.load','pickle.load','pickle.loads') or kw.get('shell') == 'True' or kw.get('static_graph') == 'True' or 'gather_object' in name
+                or (name == 'torch.load' and kw.get('weights_only') != 'True') or (name.endswith('extractall') and 'filter' not in kw)): bad.append((f.name, n.lineno, name))
+    assert not bad, bad
