@@ -53,30 +53,34 @@ def window(
     return [o/sum(w) for o in w]
 
 def _average(x, w):
-    "Windowed averages of (...,H,W) where the window fits: (...,H-n+1,W-n+1)."
-    for dim in (-2,-1):
+    "Windowed averages of (H,…,W) over H and W, where the window fits: (H-n+1,…,W-n+1)."
+    for dim in (0,-1):
         n = x.shape[dim]-len(w)+1
         out = x.narrow(dim,0,n)*w[0]
         for i in range(1,len(w)): out.add_(x.narrow(dim,i,n), alpha=w[i])
         x = out
     return x
 
-# %% ../nbs/06_metrics.ipynb #69327e74
-def _ssim_planes(a, b, peak, w, bessel):
-    "Mean SSIM of planes (N,H,W) -> (N,); `bessel` multiplies the covariances."
-    z = torch.stack([a+b, a-b]); shift = z.mean((2,3), keepdim=True); z = z-shift   # small numbers square without loss
-    m,v = _average(torch.stack([z,z*z]), w)
-    v_s,v_d = (v-m*m)*bessel
-    p,q = (m+shift).square()
-    c1,c2 = 2*(.01*peak)**2, 2*(.03*peak)**2
-    return ((p-q+c1)*(v_s-v_d+c2) / ((p+q+c1)*(v_s+v_d+c2))).mean((1,2))
+# %% ../nbs/06_metrics.ipynb #10259d8b
+def _ssim_sum(a, b, peak, w, bessel):
+    "Sum of the SSIM map of planes (H,N,W) -> (N,); `bessel` multiplies the covariances."
+    z = torch.stack([a+b, a-b], 1)                                    # H,2,N,W
+    shift = z.mean((0,3), keepdim=True); z = z-shift                  # small numbers lose less when squared
+    m,v = _average(torch.cat([z,z*z], 1), w).chunk(2, 1)
+    v = torch.addcmul(v, m, m, value=-1)
+    if bessel != 1: v = v*bessel
+    p,q = (m+shift).square().unbind(1); vs,vd = v.unbind(1)
+    p,vs = p+2*(.01*peak)**2, vs+2*(.03*peak)**2
+    return ((p-q).mul_(vs-vd) / (p+q).mul_(vs+vd)).sum((0,2))
 
 def _ssim(a, b, peak, size=11, sigma=1.5, sample=False):
-    if min(a.shape[2:]) < size: raise ValueError(f'pictures of {a.shape[2]}×{a.shape[3]} are smaller than the {size}×{size} window of SSIM: score larger ones')
-    B,C,H,W = a.shape; a,b = a.reshape(B*C,H,W), b.reshape(B*C,H,W)
-    n = 1 if a.device.type == 'cpu' else B*C   # a plane at a time stays in a CPU's cache
-    f = size**2/(size**2-1) if sample else 1.
-    return torch.cat([_ssim_planes(i, j, peak, window(size,sigma), f) for i,j in zip(a.split(n), b.split(n))]).view(B,C).mean(1)
+    B,C,H,W = a.shape; h = H-size+1
+    if min(H,W) < size: raise ValueError(f'pictures of {H}×{W} are smaller than the {size}×{size} window of SSIM: score larger ones')
+    a,b = (x.reshape(B*C,H,W).transpose(0,1) for x in (a,b))          # H,N,W
+    w, f, cpu = window(size,sigma), size**2/(size**2-1) if sample else 1, a.device.type == 'cpu'
+    n,r = (1, max(16,60_000//W)) if cpu else (B*C, h)                 # strips that stay in a CPU's cache
+    def plane(a, b): return sum(_ssim_sum(a[i:i+r+size-1], b[i:i+r+size-1], peak, w, f) for i in range(0,h,r))/(h*(W-size+1))
+    return torch.cat([plane(i,j) for i,j in zip(a.split(n,1), b.split(n,1))]).view(B,C).mean(1)
 
 # %% ../nbs/06_metrics.ipynb #79661dd6
 def ssim(
