@@ -21,7 +21,7 @@ def demo(
 
 def restore(
     image:str,             # the degraded photograph
-    o:str=None,            # where the restored one goes; default: beside it, NAME_restored.png
+    out:str=None,          # where the restored one goes (or: -o); default beside it, NAME_restored.png
     run:str='runs/demo',   # directory of a finished run
     task:str=None,         # the degradation, if known; default: estimated
     t:int=None,            # or the time step itself
@@ -35,10 +35,10 @@ def restore(
     from dtir_nb.restoring import load_restorer, restore_photo
     from tqdm import tqdm
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', os.cpu_count() or 1)))
-    o = o or str(Path(image).with_name(Path(image).stem+'_restored.png'))
+    out = out or str(Path(image).with_name(Path(image).stem+'_restored.png'))
     R = load_restorer(run, tile=tile, ensemble=ensemble); R.net.to(device)
-    e = restore_photo(image, o, R, task, t, progress=lambda spots: tqdm(spots, unit='tile', disable=None))
-    print(f'{o}: ' + ('looks clean, left as it is' if e.task=='clean' else f't*={e.t}' + (f', {e.task}' if e.task else '') + (f' ({e.sure:.0%} sure)' if e.probs else '')))
+    e = restore_photo(image, out, R, task, t, progress=lambda spots: tqdm(spots, unit='tile', disable=None))
+    print(f'{out}: ' + ('looks clean, left as it is' if e.task=='clean' else f't*={e.t}' + (f', {e.task}' if e.task else '') + (f' ({e.sure:.0%} sure)' if e.probs else '')))
 
 def train(
     recipe:str,            # name of a recipe, e.g. demo
@@ -81,7 +81,7 @@ def dtir(argv=None):
         print(__version__); return 0
     if argv[0] not in COMMANDS: print(f'dtir: no command {argv[0]!r}; there are {", ".join(COMMANDS)}', file=sys.stderr); return 2
     from fastcore.script import anno_parser, args_from_prog
-    func = COMMANDS[argv[0]]; args = vars(anno_parser(func, prog=f'dtir {argv[0]}').parse_args(argv[1:]))
+    func = COMMANDS[argv[0]]; args = vars(anno_parser(func, prog=f'dtir {argv[0]}').parse_args(['--out' if a == '-o' else a for a in argv[1:]]))
     args = {k: v for k,v in args.items() if k not in ('pdb','xtra')}
     try: func(**args); return 0
     except KeyboardInterrupt: print('dtir: stopped; start again to go on', file=sys.stderr); return 85
