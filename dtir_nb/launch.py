@@ -39,7 +39,7 @@ class Recipe:
     experts:int=4           # experts per site
     top:int=2               # how many of them a picture uses
     pre:int=900             # steps of generative pre-training
-    tune:int=1200           # steps of fine-tuning, all stages together
+    tune:int=1000           # steps of fine-tuning, all stages together
     est:int=200             # steps of the estimator of t*
     lr_pre:float=1e-3       # peak learning rates
     lr_tune:float=1e-3
