@@ -7,7 +7,7 @@ export PYTHONPATH := $(CURDIR)
 export OMP_NUM_THREADS ?= 1
 SCALE  ?= default
 
-.PHONY: demo test test-all chaos docs clean check notebooks export
+.PHONY: demo test test-all chaos docs browser clean check notebooks export
 
 demo: $(STAMP)
 	OMP_NUM_THREADS=2 $(BIN)/dtir demo --scale $(SCALE) $(DEMO_FLAGS)
@@ -24,6 +24,7 @@ chaos: $(STAMP)
 
 check: $(STAMP)
 	$(BIN)/python tools/check_sync.py
+	$(BIN)/python tools/build_docs.py --check-readme
 
 export: $(STAMP)
 	$(BIN)/nbdev_export
@@ -32,7 +33,11 @@ notebooks: $(STAMP)
 	$(BIN)/python tools/execnbs.py nbs/*.ipynb
 
 docs: $(STAMP)
+	@[ -d node_modules/katex ] || ! command -v npm >/dev/null || npm ci --no-audit --no-fund --silent || echo 'note: npm ci failed, formulas will stay TeX'
 	$(BIN)/python tools/build_docs.py
+
+browser:
+	tools/install_browser.sh
 
 $(STAMP): settings.ini setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)

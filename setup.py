@@ -25,11 +25,11 @@ setuptools.setup(
     classifiers = ['Development Status :: ' + statuses[int(cfg['status'])-1],
                    'Intended Audience :: ' + cfg['audience'].title(),
                    'Natural Language :: ' + cfg['language'].title(),
-                   'Programming Language :: Python :: 3'],
+                   *[f'Programming Language :: Python :: {v}' for v in ('3', '3.10', '3.11', '3.12', '3.13')]],
     url = cfg['git_url'],
     project_urls = {'Documentation': cfg['doc_host']+cfg['doc_baseurl']},
     packages = setuptools.find_packages(include=[cfg['lib_path'], cfg['lib_path']+'.*']),
-    include_package_data = True,
+    package_data = {cfg['lib_path']: ['weights/*', 'photos/*', 'recipes/*', '*.json', '*.tsv']},   # what the code reads beside itself
     python_requires = '>=' + cfg['min_python'],
     install_requires = reqs('requirements') + reqs('pip_requirements'),
     extras_require = {'dev': reqs('dev_requirements')},

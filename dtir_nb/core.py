@@ -76,6 +76,10 @@ def show_images(
 # %% ../nbs/00_core.ipynb #fc8dbce0
 FORMATS = ('PNG', 'JPEG', 'WEBP', 'TIFF', 'BMP')   # formats that `load_image` will decode
 
+def _damage(path, e):
+    "What a decoder's complaint means."
+    return ImageError(path, 'E_TRUNCATED' if 'trunc' in str(e).lower() else 'E_CORRUPT', f'{e}; fetch the file again')
+
 def _open(path):
     "Open a regular file as a Pillow image without decoding it; every failure is an `ImageError`."
     try: st = os.stat(path)
@@ -86,7 +90,7 @@ def _open(path):
     except (Image.DecompressionBombError, MemoryError): raise ImageError(path, 'E_TOO_LARGE', 'the header declares more pixels than is safe to decode') from None
     except UnidentifiedImageError: raise ImageError(path, 'E_NOT_IMAGE', f'not a picture in {", ".join(FORMATS)}; convert it to PNG first') from None
     except PermissionError: raise ImageError(path, 'E_UNREADABLE', 'permission denied; chmod u+r') from None
-    except Exception as e: raise ImageError(path, 'E_CORRUPT', f'{e}; fetch the file again') from None
+    except Exception as e: raise _damage(path, e) from None
 
 # %% ../nbs/00_core.ipynb #dc62dd57
 def _check_header(im, path, max_pixels):
@@ -119,7 +123,7 @@ def load_image(
         try: _check_header(im, path, max_pixels); im.load(); im = ImageOps.exif_transpose(im)
         except ImageError: raise
         except MemoryError: raise ImageError(path, 'E_TOO_LARGE', 'not enough memory to decode it; scale the picture down') from None
-        except Exception as e: raise ImageError(path, 'E_TRUNCATED' if 'trunc' in str(e).lower() else 'E_CORRUPT', f'{e}; fetch the file again') from None
+        except Exception as e: raise _damage(path, e) from None
     if im.mode.startswith('I'): a = np.asarray(im).astype(np.float32)/65535
     else: a = np.asarray(_opaque(im, path, alpha)).astype(np.float32)/255
     if a.ndim == 2: a = np.repeat(a[...,None], 3, -1)
@@ -155,7 +159,7 @@ def rng(
     *key,           # what the draw is for: integers and strings, e.g. `'crop', epoch, i`
     device='cpu',   # where the generator lives
 )->torch.Generator: # freshly seeded
-    "A random generator that is a pure function of its arguments."
+    "A random generator that is a pure function of its arguments (one of $2^{32}$ on the CPU)."
     h = hashlib.blake2b(repr((int(seed), *(k if isinstance(k, str) else int(k) for k in key))).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(h, 'little') >> 1)
 

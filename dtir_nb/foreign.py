@@ -42,7 +42,9 @@ def _check_sizes(net, x):
     sizes, ok = ((33,47), (47,33), (40,33)), lambda h, w: isinstance(y := _try(net, x.new_full((1, x.shape[1], h, w), .5)), Tensor) and y.shape[-2:] == (h, w)
     bad = [s for s in sizes if not ok(*s)]
     if not bad: return Finding('any size', 'ok')
-    if not ok(64, 128) or not ok(128, 64): return Finding('any size', 'fail', f'fails at {bad[0]}, and at 64×128', 'only squares? pad to a square before it: Adapted(net, square=True)' if ok(64, 64) else 'find a size that it accepts')
+    if not ok(64, 128) or not ok(128, 64):
+        m = next((m for m in (1,2,4,8,16,32,64,128) if ok(m, m) and ok(3*m, 3*m) and ok(5*m, 5*m)), None)
+        return Finding('any size', 'fail', f'fails at {bad[0]}, and at 64×128', f'only squares: Adapted(net, multiple={m}, square=True)' if m else 'give it the one size that it was built for')
     m = next((m for m in (2,4,8,16,32,64) if ok(m, 2*m) and ok(3*m, 2*m) and ok(5*m, 3*m)), 64)
     return Finding('any size', 'fail', f'fails at {bad[0]}, accepts multiples of {m}', f'wrap it: Adapted(net, multiple={m})')
 
@@ -69,7 +71,7 @@ def _check_chance(net, x):
 
 def _check_input(net, x):
     y = x.clone(); _try(net, y, keep=False)
-    if not torch.equal(x, y): return Finding('input kept', 'fail', 'it writes on the picture it is given', 'wrap it: Adapted(net) hands it a copy')
+    if not torch.equal(x, y): return Finding('input kept', 'warn', 'it writes on the picture it is given', 'harmless once it is `Clocked`, which hands it a fresh tensor; else wrap it: Adapted(net)')
     return Finding('input kept', 'ok')
 
 # %% ../nbs/05a_foreign.ipynb #e0246e17
@@ -88,16 +90,18 @@ def second_derivative_error(
 
 def _check_second(net, x):
     try: e = second_derivative_error(_calm(net, x), x)
-    except Exception as err: return Finding('2nd derivative', 'fail', f'{type(err).__name__}: {str(err).splitlines()[0][:100]}', 'train with the first-order form of orthogonality, mode="project", or none')
-    if e > 1e-3: return Finding('2nd derivative', 'fail', f'off by {e:.2g} of its size', 'a hand-written autograd function? Write it in native operations, or train with mode="project"')
+    except Exception as err: return Finding('2nd derivative', 'fail', f'{type(err).__name__}: {str(err).splitlines()[0][:100]}', 'train with the displaced (eps > 0, the default) or projected form of orthogonality: they need no second derivatives')
+    if e > 1e-3: return Finding('2nd derivative', 'fail', f'off by {e:.2g} of its size', 'a hand-written autograd function? Write it in native operations, or train with the displaced (eps > 0, the default) or projected form of orthogonality')
     return Finding('2nd derivative', 'ok', f'{e:.0e}')
 
 def _check_used(net, x):
     names, ps = zip(*[(k,p) for k,p in net.named_parameters() if p.requires_grad]) if any(p.requires_grad for p in net.parameters()) else ((), ())
-    if not ps: return Finding('all used', 'fail', 'no parameter requires a gradient', 'net.requires_grad_(True)')
-    idle = [k for k,g in zip(names, torch.autograd.grad(net(x).square().mean(), ps, allow_unused=True)) if g is None]
-    if idle: return Finding('all used', 'warn', f'{len(idle)} parameters without gradient, e.g. {idle[0]}', 'harmless; they stay as they are')
-    return Finding('all used', 'ok')
+    if not ps: return Finding('gradients', 'fail', 'no parameter requires a gradient', 'net.requires_grad_(True)')
+    idle = [k for k,g in zip(names, torch.autograd.grad(net(x.clone()).square().mean(), ps, allow_unused=True)) if g is None]
+    try: torch.autograd.grad(net.eval()(x.clone()).square().mean(), ps, allow_unused=True)
+    except RuntimeError as e: return Finding('gradients', 'warn', 'no gradient in evaluation mode: ' + str(e).splitlines()[0][:80], 'it overwrites features there; its weights have no importance: fine-tune with lam_reg=0')
+    if idle: return Finding('gradients', 'warn', f'{len(idle)} parameters without gradient, e.g. {idle[0]}', 'harmless; they stay as they are')
+    return Finding('gradients', 'ok')
 
 # %% ../nbs/05a_foreign.ipynb #efeb6329
 def check_backbone(

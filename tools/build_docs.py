@@ -4,7 +4,7 @@
     python tools/build_docs.py --readme                    write README.md from nbs/index.ipynb
     python tools/build_docs.py --check-readme              fail if README.md is not what nbs/index.ipynb says
 """
-import argparse, shutil, sys
+import argparse, re, shutil, sys
 from pathlib import Path
 from nbdev.config import get_config
 from docs_api import api_page, modules
@@ -25,13 +25,24 @@ def write_readme():
     "README.md, if there is an index to make it from."
     if (cfg.nbs_path/'index.ipynb').exists(): (root/'README.md').write_text(readme(cfg.nbs_path/'index.ipynb'), encoding='utf-8')
 
-def process(n_workers=2):
-    "What `nbdev_proc_nbs` does, less its attempt to install Quarto."
+def names_from_module(begin):
+    "Let nbdev's documenting shell start with the names of the exported module."
+    def begin_(self):
+        begin(self)
+        exp = next((m[1] for c in self.nb.cells if (m := re.search(r'^#\|\s*default_exp\s+(\S+)', c.source or '', re.M))), None)
+        if exp and hasattr(self, 'k'): self.k.run_cell(f'import importlib; globals().update({{k: v for k,v in vars(importlib.import_module("{cfg.lib_path.name}.{exp}")).items() if k[:2] != "__"}})')
+    return begin_
+
+def process():
+    "What `nbdev_proc_nbs` does, but it never installs Quarto, and it runs no cell of a notebook: names come from the exported modules."
+    from nbdev import processors
     from nbdev.quarto import refresh_quarto_yml, nbdev_sidebar
     from nbdev.serve import proc_nbs
-    sys.path.insert(0, str(root))   # the workers inherit the path, and import the package
+    processors.exec_show_docs.begin = names_from_module(processors.exec_show_docs.begin)
+    processors._do_eval = processors._is_showdoc
+    sys.path.insert(0, str(root))
     refresh_quarto_yml(); nbdev_sidebar.__wrapped__()
-    return proc_nbs(cfg.nbs_path, n_workers=n_workers, force=True)
+    return proc_nbs(cfg.nbs_path, n_workers=0, force=True)
 
 def page_of(names):
     "{'00_core.ipynb': 'core.html', …}"
