@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FitConfig', 'lr_at', 'ema_decay', 'moving', 'ema_update', 'gradient_of', 'set_gradients', 'shard_gradient',
            'team_gradient', 'NonFinite', 'Preempted', 'exit_code', 'append_line', 'read_log', 'keep', 'adam', 'set_lr',
-           'everything', 'identity', 'resume', 'fit', 'RunDir', 'every', 'scored', 'pictures', 'tensorboard', 'ahead',
-           'Recompute']
+           'everything', 'identity', 'resume', 'trainable', 'fit', 'RunDir', 'every', 'scored', 'pictures',
+           'tensorboard', 'ahead', 'Recompute']
 
 # %% ../nbs/08_training.ipynb #73fa4fcd
 import contextlib, copy, json, math, os, time, warnings
@@ -202,6 +202,20 @@ def resume(
         for k,t in parts.items(): f(t, c.tensors[k], c.path/f'{k}.safetensors')
     return c.step, c.state['skipped']
 
+# %% ../nbs/08_training.ipynb #4d7a5c9e
+def trainable(
+    net:nn.Module,   # the network
+    team:Team,       # who trains it
+)->list:             # its trained parameters
+    "The parameters that a gradient moves; a `ValueError` for networks whose result would depend on the workers."
+    ps = [p for p in net.parameters() if p.requires_grad]
+    if not ps: raise ValueError('net has no parameter that requires a gradient: nothing to train')
+    if isinstance(net, nn.parallel.DistributedDataParallel): raise ValueError('net is wrapped for data parallelism: pass net.module, `fit(reduce=ddp())` averages the gradients itself')
+    if any(hasattr(p, 'device_mesh') for p in ps): raise ValueError('net is sharded over workers (FSDP): gradients of gradients and exact resuming need whole weights. Train it whole, with `Recompute` if memory is short')
+    bn = [n for n,m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if team.shards > 1 and bn: raise ValueError(f'{bn[0] or "net"} normalises over the batch, so its result depends on the shards: use LayerNorm or GroupNorm')
+    return ps
+
 # %% ../nbs/08_training.ipynb #28f9ba1a
 def fit(
     net:nn.Module,      # trained in place
@@ -214,9 +228,8 @@ def fit(
     groups=None,        # parameter groups for Adam, each may give a `scale` of the learning rate
 )->nn.Module:           # the running average of `net`, or `net` itself if cfg.ema is 0
     "Train `net`. The only training loop of the library."
-    ps, team = [p for p in net.parameters() if p.requires_grad], reduce or Team()
-    if not ps: raise ValueError('net has no parameter that requires a gradient: nothing to train')
-    if team.shards > 1 and (bn := [n for n,m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]): raise ValueError(f'{bn[0]} normalises over the batch, so its result depends on the shards: use LayerNorm or GroupNorm')
+    team = reduce or Team()
+    ps = trainable(net, team)
     if cfg.channels_last: net.to(memory_format=torch.channels_last)
     fast, opt = torch.compile(net) if cfg.compile else net, adam(ps, cfg, groups)
     avg = copy.deepcopy(net) if cfg.ema else net
