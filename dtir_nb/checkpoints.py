@@ -309,9 +309,11 @@ def save_net(
 
 def read_net(
     path,       # a file from `save_net`
+    pin=None,   # the SHA-256 that the file must have, as its author published it
 )->tuple:       # (name -> tensor, config)
     "Verified weights and configuration."
     data = read_file(path)
+    if pin and sha256(data) != pin: raise CheckpointError(path, 'E_PIN', f'has SHA-256 {sha256(data)}, not the pinned {pin}: another file than the one you meant')
     try:
         tensors, meta = st_load(data), json.loads(data[8:8+int.from_bytes(data[:8], 'little')])['__metadata__']
         version, config, digest = int(meta['dtir_format']), json.loads(meta['config']), meta['sha256']
@@ -323,9 +325,10 @@ def read_net(
 def load_net(
     path,       # a file from `save_net`
     build,      # build(config) -> nn.Module to fill; `lambda _: net` fills one that exists
+    pin=None,   # the SHA-256 that the file must have
 )->nn.Module:
     "Rebuild a network from one file."
-    tensors, config = read_net(path)
+    tensors, config = read_net(path, pin)
     net = build(config)
     copy_tensors(net.state_dict(), tensors, path)
     return net

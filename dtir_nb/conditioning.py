@@ -115,31 +115,31 @@ def _probe(net, size, batch=3):
     p = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))
     return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(p)
 
-# %% ../nbs/05_conditioning.ipynb #e405cdef
-def _channel_dim(mod, o):
-    "Which dimension of the features `o` holds the channels: 1, or the last for tokens (B,N,C) and (B,H,W,C)."
-    if o.ndim == 3: return 2
-    width = next((getattr(m, a) for m in mod.modules() for a in ('out_channels','num_features','normalized_shape','out_features') if hasattr(m, a)), None)
-    width = width[-1] if isinstance(width, (tuple,list)) else width
-    return 3 if o.shape[-1]==width != o.shape[1] else 1
-
-def _seen(net, size, args):
-    "What leaves every submodule that is executed once, gives one feature map per picture, and has parameters."
-    rows, runs, probe = [], {}, _probe(net, size)
+# %% ../nbs/05_conditioning.ipynb #82dd0fbf
+def _outputs(net, size, args):
+    "What leaves every submodule that has parameters and is executed once: name -> (module, input, output)."
+    seen, runs = {}, {}
     def see(name, mod, i, o):
         runs[name] = runs.get(name, 0)+1
-        ok = isinstance(o, Tensor) and o.is_floating_point() and o.ndim in (3,4) and len(o)==len(probe) and name and any(True for _ in mod.parameters())
-        if not ok: return
-        dim = _channel_dim(mod, o)
-        same = bool(i) and isinstance(i[0], Tensor) and i[0].shape==o.shape
-        rows.append((name, type(mod).__name__, o.shape[dim], dim, same and any(True for _ in mod.children()), isinstance(mod, (nn.Sequential, nn.ModuleList))))
-    _watch(net, probe, args, see)
-    return [r for r in rows if runs[r[0]]==1]
+        if name and isinstance(o, Tensor) and o.is_floating_point() and any(True for _ in mod.parameters()): seen[name] = (mod, i[0] if i else None, o)
+    probe = _probe(net, size); _watch(net, probe, args, see)
+    return {n: v for n,v in seen.items() if runs[n]==1 and len(v[2])==len(probe)}
+
+def _seen(net, size, args):
+    "Features in order of execution: (name, kind, channels, their dimension, keeps its input's shape and has parts, is a container)."
+    small, large, rows = _outputs(net, size, args), _outputs(net, 2*size, args), []
+    for n,(mod,i,o) in small.items():
+        if o.ndim not in (3,4) or n not in large or large[n][2].ndim != o.ndim: continue
+        fixed = [d for d in range(1, o.ndim) if o.shape[d]==large[n][2].shape[d]]     # what does not grow with the picture holds the channels
+        if len(fixed) != 1: continue
+        same = isinstance(i, Tensor) and i.shape==o.shape and any(True for _ in mod.children())
+        rows.append((n, type(mod).__name__, o.shape[fixed[0]], fixed[0], same, isinstance(mod, (nn.Sequential, nn.ModuleList))))
+    return rows
 
 # %% ../nbs/05_conditioning.ipynb #ca208d34
 def find_sites(
     net:nn.Module,   # maps a picture (B,3,H,W) to one of the same size
-    size:int=64,     # side of the picture that is tried
+    size:int=64,     # side of the pictures that are tried, this and twice this
     match=None,      # or your own choice: a function (name, kind) -> bool
     args=(),         # further inputs of the network
 )->list:             # of `SiteInfo`, in order of execution

@@ -159,7 +159,7 @@ def rng(
     *key,           # what the draw is for: integers and strings, e.g. `'crop', epoch, i`
     device='cpu',   # where the generator lives
 )->torch.Generator: # freshly seeded
-    "A random generator that is a pure function of its arguments."
+    "A random generator that is a pure function of its arguments (one of $2^{32}$ on the CPU)."
     h = hashlib.blake2b(repr((int(seed), *(k if isinstance(k, str) else int(k) for k in key))).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(h, 'little') >> 1)
 

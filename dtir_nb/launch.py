@@ -38,8 +38,8 @@ class Recipe:
     T:int=50                # steps of the cosine schedule
     experts:int=4           # experts per site
     top:int=2               # how many of them a picture uses
-    pre:int=1000            # steps of generative pre-training
-    tune:int=900            # steps of fine-tuning, all stages together
+    pre:int=900             # steps of generative pre-training
+    tune:int=1000           # steps of fine-tuning, all stages together
     est:int=200             # steps of the estimator of t*
     lr_pre:float=1e-3       # peak learning rates
     lr_tune:float=1e-3
@@ -48,6 +48,7 @@ class Recipe:
     matching:int=12         # pairs from which t* is found
     samples:int=64          # clean crops from which the importance is computed
     size:int=192            # side of the held-out pictures that are scored, at most
+    clump:int=4             # clean pictures come so many at a time in fine-tuning
     shards:int=1            # parts of a batch, for workers in exact mode
     seed:int=0
 
@@ -59,7 +60,7 @@ class Recipe:
 def demo(scale='default', seed=0)->Recipe:
     "The demonstration on embedded photographs: 'tiny' proves that it runs, 'default' takes minutes, 'large' an hour."
     sizes = dict(default={}, tiny=dict(pre=6, tune=8, est=4, batch=4, patch=32, matching=1, samples=8, size=64),
-                 large=dict(pre=12_000, tune=9_000, est=1000, width=16, middle=3, patch=64, matching=24))
+                 large=dict(pre=12_000, tune=12_000, est=1000, width=16, middle=3, patch=64, matching=24))
     if scale not in sizes: raise ValueError(f"scale is {scale!r}: it is {', '.join(map(repr, sizes))}")
     return Recipe(seed=seed, **sizes[scale])
 
@@ -102,7 +103,7 @@ def train_ours(
     say(f'3, 4 fine-tuning in {len(r.tasks)} stages, {r.tune} steps, {r.experts} experts')
     with seeded(r.seed, 'experts'): full = build_net(r.spec).to(device)
     full.load_state_dict(net.state_dict(), strict=False)
-    h = train_incremental(full, sources(r), matches, photos('train'), config(r, r.tune, r.lr_tune), FinetuneConfig(samples=r.samples), run=out/'tune', reduce=team, **kw)
+    h = train_incremental(full, sources(r), matches, photos('train'), config(r, r.tune, r.lr_tune), FinetuneConfig(samples=r.samples, clump=r.clump), run=out/'tune', reduce=team, **kw)
     return h.net, matches, h
 
 # %% ../nbs/19_launch.ipynb #031ac0d1

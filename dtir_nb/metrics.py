@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DACLIP', 'BASICSR_RGB', 'BASICSR_Y', 'PROMPTIR', 'MATLAB_Y', 'PROTOCOLS', 'check_pair', 'psnr', 'window', 'ssim',
            'Protocol', 'luma', 'centre_crop', 'levels', 'score', 'as_png', 'bootstrap', 'summary', 'metric_card',
-           'card_markdown', 'card_json']
+           'card_line', 'card_markdown', 'card_json']
 
 # %% ../nbs/06_metrics.ipynb #f41e3038
 import json, math, platform
@@ -218,17 +218,22 @@ def metric_card(
                 values={k: summary(v) for k,v in scores.items()},
                 versions={k: _version(k) for k in ('torch','torchvision','lpips','numpy','dtir_nb')} | {'python': platform.python_version()}, **notes)
 
-# %% ../nbs/06_metrics.ipynb #81745e89
+# %% ../nbs/06_metrics.ipynb #e3ce1868
+def card_line(
+    card:dict,  # from `metric_card`
+)->str:         # one line
+    "Everything on the card but its values."
+    show = lambda v: ', '.join(f'{i} {show(j)}' for i,j in v.items()) if isinstance(v, dict) else '; '.join(map(show, v)) if isinstance(v, list) else str(v)
+    text = [f'{k}: {show(v)}' for k,v in card.items() if k not in ('values','versions','settings','interval') and v not in (None, [], {})]
+    return ' · '.join([*text, 'versions: ' + ', '.join(f'{k} {v}' for k,v in card['versions'].items() if v)])
+
 def card_markdown(
     card:dict,  # from `metric_card`
 )->str:         # Markdown
     "The card as it stands under a table."
     num = lambda k,x: '–' if x is None else f'{x:.2f}' if k.startswith('psnr') else f'{x:.4f}'
     rows = [f'| {k} | {num(k,v["mean"])} | {num(k,v["low"])} … {num(k,v["high"])} | {v["n"]}' + (f' ({v["identical"]} identical, left out)' if v['identical'] else '') + ' |' for k,v in card['values'].items()]
-    skip = ('values','versions','settings','interval')
-    text = [f'{k}: {v if not isinstance(v,dict) else ", ".join(f"{i} {j}" for i,j in v.items())}' for k,v in card.items() if k not in skip and v is not None]
-    text.append('versions: ' + ', '.join(f'{k} {v}' for k,v in card['versions'].items() if v))
-    return '\n'.join(['| metric | mean | 95 % interval | images |','|-|-|-|-|',*rows,'','*'+' · '.join(text)+'*'])
+    return '\n'.join(['| metric | mean | 95 % interval | images |','|-|-|-|-|',*rows,'','*'+card_line(card)+'*'])
 
 def card_json(
     card:dict,  # from `metric_card`

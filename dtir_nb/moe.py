@@ -84,7 +84,7 @@ def sparse_mixture(
 
 def dense_mixture(experts, h, idx, p):
     "The same by running every expert and weighting with zeros: fixed shapes, for export."
-    w = torch.zeros(len(h), len(experts), device=h.device, dtype=p.dtype).scatter(1, idx, p).to(h.dtype)
+    w = p.new_zeros(h.shape[0], len(experts)).scatter(1, idx, p).to(h.dtype)
     down, deep, bias, up = (torch.cat([getattr(e, n) for e in experts], 1 if n=='up' else 0).to(h.dtype) for n in ('down','deep','bias','up'))
     a = F.gelu(F.conv2d(F.conv2d(h, down[:,:,None,None]), deep[:,None], bias, padding=1, groups=len(bias)))
     return F.conv2d(a*w.repeat_interleave(len(bias)//len(experts), 1)[:,:,None,None], up[:,:,None,None])

@@ -98,7 +98,8 @@ def _each(fs, ps, name, graph):
     return out
 
 def _mean(each):
-    "Mean loss and mean gradient over groups, by their sizes."
+    "Mean loss and mean gradient over groups, by their sizes; a worker may have none."
+    if not each: return torch.zeros(()), []
     n = sum(m for m,_,_ in each)
     def add(gs): gs = [(m,g) for m,g in gs if g is not None]; return sum(g.detach()*(m/n) for m,g in gs) if gs else None
     return sum(l*(m/n) for m,l,_ in each), [add([(m, gs[i]) for m,_,gs in each]) for i in range(len(each[0][2]))]
@@ -130,7 +131,7 @@ def orthogonality_step(
     if lost: raise ValueError(f'shallow holds a parameter of shape {tuple(lost[0].shape)} that is not in params: choose it from the trained parameters')
     where = [ids[id(p)] for p in shallow]
     g, r = _each(gen, shallow, 'gen', not eps), _each(rec, params, 'rec', not eps)
-    flat = [torch.stack([_flat(gs, shallow) for gs in part]) for part in ([gs for _,_,gs in g], [[gs[k] for k in where] for _,_,gs in r])]
+    flat = [torch.stack([_flat(gs, shallow) for gs in part]) if part else shallow[0].new_zeros(0, sum(p.numel() for p in shallow)) for part in ([gs for _,_,gs in g], [[gs[k] for k in where] for _,_,gs in r])]
     if eps: flat = [f.detach().requires_grad_() for f in flat]
     loss = orthogonality_loss(*flat, reduce=reduce, world=world)
     if eps:

@@ -193,10 +193,12 @@ def die_with_parent():
     if os.getppid() != parent: os._exit(1)                                   # it died in between
 
 def init_workers(
-    timeout=600,   # seconds after which a silent worker is given up
-)->torch.device:   # where this worker computes
+    timeout=600,         # seconds after which a silent worker is given up
+    deterministic=False, # ask CUDA for operations whose last bit repeats (slower)
+)->torch.device:         # where this worker computes
     "Join the process group that `torchrun` announced in the environment; without one, do nothing but choose a device."
     gpu = torch.cuda.is_available()
+    if deterministic: os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8'); torch.use_deterministic_algorithms(True)
     if 'RANK' not in os.environ: return torch.device('cuda' if gpu else 'cpu')
     die_with_parent()
     dev = torch.device('cuda', int(os.environ['LOCAL_RANK'])) if gpu else torch.device('cpu')

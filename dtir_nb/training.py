@@ -211,6 +211,7 @@ def fit(
     "Train `net`. The only training loop of the library."
     ps, team = [p for p in net.parameters() if p.requires_grad], reduce or Team()
     if not ps: raise ValueError('net has no parameter that requires a gradient: nothing to train')
+    if team.shards > 1 and (bn := [n for n,m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]): raise ValueError(f'{bn[0]} normalises over the batch, so its result depends on the shards: use LayerNorm or GroupNorm')
     if cfg.channels_last: net.to(memory_format=torch.channels_last)
     fast, opt = torch.compile(net) if cfg.compile else net, adam(ps, cfg, groups)
     avg = copy.deepcopy(net) if cfg.ema else net

@@ -14,9 +14,11 @@ from dtir_nb.backbones import NAFNet, load_public_nafnet
 from dtir_nb.checkpoints import load_net, save_net
 from dtir_nb.conditioning import Clocked, add_sites
 from dtir_nb.core import Batch, rng
-from dtir_nb.data import Clean
+from dtir_nb.data import Clean, Synthetic
+from dtir_nb.degradations import STRENGTHS
 from dtir_nb.finetuning import FinetuneConfig, finetune_step, hold
 from dtir_nb.foreign import Adapted, check_backbone, freeze_batchnorm, second_derivative_error
+from dtir_nb.incremental import train_incremental
 from dtir_nb.matching import match_curve, match_timestep
 from dtir_nb.moe import MoE
 from dtir_nb.pretraining import pretrain_step
@@ -137,7 +139,7 @@ def test_clock_changes_nothing_at_first(name):
 def test_pretraining_matching_checkpoint(name, tmp_path):
     net, (x, y) = Clocked(make(name), sched), pictures(name)
     start = copy.deepcopy(net)
-    avg = fit(net, lambda k: Batch(x), pretrain_step, FitConfig(steps=2, lr=1e-3, warmup=0, ema=.9))
+    avg = fit(net, lambda k: Batch(x), pretrain_step, FitConfig(steps=2, lr=1e-3, warmup=0, ema=.9, progress=False))
     assert any(not torch.equal(a, b) for a,b in zip(net.parameters(), start.parameters()))
     assert any(not torch.equal(a, b) for a,b in zip(net.parameters(), avg.parameters()))
     curve = match_curve(avg, x, y, t_max=4)
@@ -176,6 +178,17 @@ def test_exact_and_displaced_orthogonality_agree(name):
     assert_close(near['orth'], exact['orth'], rtol=1e-3, atol=1e-4)
     assert F.cosine_similarity(flat(near['grads']), flat(exact['grads']), 0) > .9
 
+
+@pytest.mark.parametrize('name', [n if n in ('tied', 'tokens', 'tutorial U-Net', 'DRUNet') else pytest.param(n, marks=pytest.mark.slow) for n in ZOO])
+def test_incremental_training_with_experts(name):
+    net, (x, _) = add_sites(Clocked(make(name), sched), partial(MoE, n=4, k=2)), pictures(name)
+    kw = dict(patch=x.shape[-1], batch=2); sources = {k: Synthetic(list(x), k, STRENGTHS[k].source, patch=x.shape[-1]) for k in ('noisy', 'low_light')}
+    gef = replace(GEF['displaced'], mix=1., lam_reg=0. if name == 'PLKSR' else 1.)
+    start = copy.deepcopy(net)
+    h = train_incremental(net, sources, dict(low_light=9, noisy=4), list(x), FitConfig(steps=2, lr=1e-3, warmup=0, ema=0., progress=False), gef, **kw)
+    assert [s.new for s in h.stages] == ['noisy', 'low_light']
+    moved = {'experts' if '.experts.' in k else 'net' for (k,a),b in zip(h.net.named_parameters(), start.parameters()) if not torch.equal(a, b)}
+    assert {'net', 'experts'} <= moved
 
 # ---- what the chain does not see ----
 def test_public_nafnet_weights_give_the_same_pictures():

@@ -36,9 +36,9 @@ def test_data_travels(installed):
     for p in (ROOT/'dtir_nb').rglob('*'):
         if p.is_file() and p.suffix not in ('.py', '.pyc'): assert (installed/'site/dtir_nb'/p.relative_to(ROOT/'dtir_nb')).exists(), f'{p.name} is not in the wheel: add it to package_data in setup.py'
 
-@pytest.mark.skipif(not (ROOT/'dtir_nb/launch.py').exists(), reason='no command yet')
+@pytest.mark.skipif(not (ROOT/'dtir_nb/command.py').exists(), reason='no command yet')
 def test_demo_runs_without_the_repository(installed):
-    run(installed, 'sys.argv[0] = "dtir"\nfrom dtir_nb.launch import dtir\ndtir()', 'demo', '--scale', 'tiny', '--out', str(installed/'demo'))
+    run(installed, 'sys.argv[0] = "dtir"\nfrom dtir_nb.command import main\nmain()', 'demo', '--scale', 'tiny', '--out', str(installed/'demo'))
     assert (installed/'demo/table.md').exists() and (installed/'demo/report.html').exists()
 
 def interpreter(version):
