@@ -127,12 +127,13 @@ def evaluate(
 
 # %% ../nbs/18_evaluation.ipynb #303cad3c
 def _why(e, pair):
-    "The message of an error with the picture's name, but without the folders of this machine."
+    "An error's message with the picture's name, but without this machine's folders."
     s = str(e)
     for o in pair[1:]:
         if o is not None and not isinstance(o, Tensor): s = s.replace(str(o), f'{Path(o).parent.name}/{Path(o).name}')
     return s if pair.name in s else f'{pair.name}: {s}'
 
+# %% ../nbs/18_evaluation.ipynb #4e47a139
 def _run(restorer, pairs, protocol, perceptual, device, pictures):
     rows,errors = [],[]
     train = isinstance(restorer, nn.Module) and restorer.training
@@ -223,6 +224,7 @@ class Matrix(NamedTuple):
     values: list    # values[i][j]: mean, or None where every picture was identical
     cards: dict     # (restorer, data set) -> card
 
+# %% ../nbs/18_evaluation.ipynb #eb4f7bf7
 def generalisation_matrix(
     restorers:dict,   # name -> restorer
     datasets:dict,    # name -> pairs

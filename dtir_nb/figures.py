@@ -28,7 +28,7 @@ def radar(
     if bad := [m for m,v in values.items() if len(v) != len(labels)]: raise ValueError(f'{bad[0]} has {len(values[bad[0]])} values for {len(labels)} labels')
     v = torch.tensor([[math.nan if x is None else x for x in o] for o in values.values()])*(1 if higher else -1)
     r = unit_axes(v, margin); ang = torch.arange(len(labels)+1)*2*math.pi/len(labels)
-    fig,ax = plt.subplots(figsize=(4.2,3.2), subplot_kw=dict(projection='polar'), dpi=54)
+    fig,ax = plt.subplots(figsize=(4.2,3.2), subplot_kw=dict(projection='polar'), dpi=46)
     for name,o in zip(values, r): ax.plot(ang, torch.cat([o,o[:1]]), label=name, lw=1.2)
     best = [f'{l}\n{(x if higher else -x):.4g}' for l,x in zip(labels, v.nan_to_num(-math.inf).max(0).values.tolist())]
     ax.set_xticks(ang[:-1], best, fontsize=7); ax.set_yticks([]); ax.set_ylim(0,1.02)
@@ -68,7 +68,7 @@ def feature_maps(
     "The picture beside the mean magnitude of each layer's channels, each map on its own scale (Fig. 10)."
     import matplotlib.pyplot as plt
     maps = [f[0].abs().mean(0) for f in features_at(net, img, t, names).values()]
-    fig,axs = plt.subplots(1, len(maps)+1, figsize=(1.1*(len(maps)+1),1.2), dpi=60)
+    fig,axs = plt.subplots(1, len(maps)+1, figsize=(1.1*(len(maps)+1),1.2), dpi=50)
     axs[0].imshow(img[0].clamp(0,1).permute(1,2,0).cpu()); axs[0].set_title('input', fontsize=7)
     for ax,m,n in zip(axs[1:], maps, names): ax.imshow(m.cpu(), cmap='magma'); ax.set_title(n.split('net.')[-1], fontsize=7)
     for ax in axs: ax.axis('off')
