@@ -23,6 +23,13 @@ def relink(text, folder, names, doc_url):
         return f'[{m[1]}]({os.path.relpath(names[t], folder or ".").replace(os.sep, "/")}{m[3] or ""})'
     return re.sub(r'\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)#:\s]+\.ipynb)(#[^)]*)?\)', link, text)
 
+def outside(text, folder, repo):
+    "Links to files of the repository beside the notebooks lead to the code host."
+    def link(m):
+        t = os.path.normpath(os.path.join(folder, m[1])).replace(os.sep, '/')
+        return f']({repo}/{t[3:]})' if t.startswith('../') and not t.startswith('../../') else m[0]
+    return re.sub(r'\]\((\.\./[^)\s#]+)\)', link, text)
+
 def slug(m):
     "A heading's anchor as Jupyter spells it, spelt as the site spells it."
     return m[1] + re.sub(r'[^\w\s.-]', '', m[2].replace('%20', '-')).strip('-').lower() + ')'
@@ -38,9 +45,9 @@ def number_figures(cells):
         c['source'] = re.sub(r'^(#\|\s*fig-cap:\s*)"?(.*?)"?$', lambda k: f'{k[1]}"Figure {n}: {k[2]}"', src, flags=re.M)
     return figs
 
-def prose(text, folder, names, doc_url, figs):
+def prose(text, folder, names, doc_url, repo, figs):
     "A markdown cell, ready for the site."
-    text = relink(text, folder, names, doc_url)
+    text = outside(relink(text, folder, names, doc_url), folder, repo)
     text = re.sub(r'(\]\([^)#\s]*#)([^)\s]+)\)', slug, text)
     text = re.sub(r'@(fig-[\w-]+)', lambda m: f'[Figure {figs[m[1]]}](#{m[1]})' if m[1] in figs else m[0], text)
     align = r'(?<!\$\$\n)^\\begin\{align(\*?)\}(.*?)\\end\{align\1\}'
@@ -117,11 +124,11 @@ def refresh(nbs_path, dst):
             if c.get('outputs') and c.get('id') in new: c['outputs'] = [dict(o) for o in new[c['id']]]
         (dst/name).write_text(json.dumps(staged), encoding='utf-8')
 
-def stage_nb(p, nb, raw, dst, names, doc_url, urls):
+def stage_nb(p, nb, raw, dst, names, doc_url, repo, urls):
     "Rewrite one processed notebook under its page name."
     rel = p.relative_to(dst).as_posix()
     figs = number_figures(nb['cells'])
-    def md(s): return prose(s, os.path.dirname(rel), names, doc_url, figs)
+    def md(s): return prose(s, os.path.dirname(rel), names, doc_url, repo, figs)
     if raw.exists(): nb['cells'] = add_sources(nb['cells'], json.loads(raw.read_text(encoding='utf-8'))['cells'], urls)
     for c in nb['cells']:
         if c['cell_type'] == 'markdown' and 'class="source"' not in join(c['source']): c['source'] = md(join(c['source']))
@@ -130,12 +137,12 @@ def stage_nb(p, nb, raw, dst, names, doc_url, urls):
     p.unlink()
     (dst/names[rel]).write_text(json.dumps(nb), encoding='utf-8')
 
-def stage(cache, nbs_path, dst, doc_url, urls):
-    "Copy nbdev's `cache` to `dst`, ready for the site builder; `urls` leads from a name to its line in a module. Returns {notebook: page source}."
+def stage(cache, nbs_path, dst, doc_url, repo, urls):
+    "Copy nbdev's `cache` to `dst`, ready for the site builder; `repo` is where the code host shows files, `urls` leads from a name to its line. Returns {notebook: page source}."
     shutil.rmtree(dst, ignore_errors=True)
     shutil.copytree(cache, dst, ignore=shutil.ignore_patterns('_docs', '_site', '.ipynb_checkpoints'))
     refresh(nbs_path, dst)
     nbs = {p: json.loads(p.read_text(encoding='utf-8')) for p in sorted(dst.rglob('*.ipynb'))}
     names = page_names(nbs, dst)
-    for p, nb in nbs.items(): stage_nb(p, nb, nbs_path/p.relative_to(dst), dst, names, doc_url, urls)
+    for p, nb in nbs.items(): stage_nb(p, nb, nbs_path/p.relative_to(dst), dst, names, doc_url, repo, urls)
     return names
