@@ -46,7 +46,7 @@ class FinetuneConfig:
     "What generalisation-enhanced fine-tuning adds to plain supervision. Every 0 switches its part off."
     mix:float=0.1           # clean pictures per picture of the batch, for the generation loss (Sec. 2.1)
     clump:int=2             # they come so many at a time, so that generation has gradients to compare
-    mu:float=0.1            # weight μ of the generation loss
+    mu:float=0.01           # weight μ of the generation loss
     lam_reg:float=1.        # weight λ1 of the importance regularisation (eq. 5)
     lam_orth:float=0.01     # weight λ2 of the orthogonality loss (eq. 8)
     project:bool=False      # instead of the orthogonality loss: project the generation gradient (first order)

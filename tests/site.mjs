@@ -34,39 +34,39 @@ const look = () => ({
   links: [...document.querySelectorAll('a[href]')].map(a => a.href),
 });
 
+// Serious violations that axe finds; in the dark only the colours are new.
 async function accessible(page, name, mode) {
-  await page.evaluate(axe);
-  const found = await page.evaluate(() => axe.run(document, { resultTypes: ['violations'] }));
+  const options = mode === 'dark' ? { runOnly: ['color-contrast'] } : { resultTypes: ['violations'] };
+  const found = await page.evaluate(o => axe.run(document, o), options);
   for (const v of found.violations.filter(v => ['serious', 'critical'].includes(v.impact)))
     note(name, `axe ${mode}: ${v.id}`, `${v.nodes.length} × ${v.help}; first: ${v.nodes[0].html} ${v.nodes[0].any[0]?.message ?? ''}`);
 }
 
-async function narrow(name) {
-  const { context, page } = await open(name, { viewport: { width: 360, height: 740 }, isMobile: true, hasTouch: true });
-  const wide = await page.evaluate(() => [document.documentElement.scrollWidth, [...document.querySelectorAll('main *')]
-    .filter(e => e.getBoundingClientRect().right > 361 && !e.closest('pre, .sd-table, .cell-output-display, .math, .katex')).slice(0, 2).map(e => e.outerHTML.slice(0, 90))]);
-  if (wide[0] > 360) note(name, 'scrolls sideways at 360 px', wide.join(' '));
-  await page.screenshot({ path: `${out}/${name.replaceAll('/', '_')}.phone.png` });
-  await context.close();
-}
+const wider = () => [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > 361 && !e.closest('pre, .sd-table, .cell-output-display, .math')).slice(0, 2).map(e => e.outerHTML.slice(0, 90));
 
-const seen = {};
-for (const name of pages) {
+// One page, three ways: light, dark, and on a phone.
+async function visit(name) {
   const { context, page } = await open(name, { viewport: { width: 1300, height: 900 }, colorScheme: 'light' });
-  const s = seen[name] = await page.evaluate(look);
+  const shot = kind => page.screenshot({ path: `${out}/${name.replaceAll('/', '_')}.${kind}.png` });
+  const s = await page.evaluate(look);
   s.broken.forEach(b => note(name, 'broken picture', b));
   if (s.nameless) note(name, 'pictures without description', s.nameless);
   s.raw.forEach(r => note(name, 'formula not set', r));
   if (!s.title || s.title.startsWith('#')) note(name, 'title', s.title);
-  await accessible(page, name, 'light');
-  await page.screenshot({ path: `${out}/${name.replaceAll('/', '_')}.light.png`, fullPage: name !== 'api.html' });
+  await page.evaluate(axe);
+  await accessible(page, name, 'light'); await shot('light');
+  await page.emulateMedia({ colorScheme: 'dark' }); await page.waitForTimeout(200);
+  await accessible(page, name, 'dark'); await shot('dark');
+  await page.emulateMedia({ colorScheme: 'light' }); await page.setViewportSize({ width: 360, height: 740 }); await page.waitForTimeout(200);
+  const width = await page.evaluate(() => document.documentElement.scrollWidth);
+  if (width > 360) note(name, 'scrolls sideways at 360 px', `${width} ${await page.evaluate(wider)}`);
+  await shot('phone');
   await context.close();
-  const dark = await open(name, { viewport: { width: 1300, height: 900 }, colorScheme: 'dark' });
-  await accessible(dark.page, name, 'dark');
-  await dark.page.screenshot({ path: `${out}/${name.replaceAll('/', '_')}.dark.png` });
-  await dark.context.close();
-  await narrow(name);
+  return s;
 }
+
+const seen = {};
+for (const name of pages) seen[name] = await visit(name);
 
 // Every internal link leads to a page and an anchor that exist.
 for (const [name, s] of Object.entries(seen)) for (const link of new Set(s.links)) {

@@ -209,6 +209,14 @@ def test_unused_experts_stay_untouched(team):
     a, b = fork_workers(go, 2); assert_close(a, b, rtol=0, atol=0)
     assert (a['0.weight'] != .1).all() and (a['1.weight'] != .3).all() and (a['2.weight'] == .5).all() and (a['2.bias'] == .6).all()
 
+def test_wrapped_and_sharded_networks_are_refused():
+    def wrapped(): tr.fit(nn.parallel.DistributedDataParallel(network()), chaos.stream, chaos.step, config())
+    def sharded():
+        from torch.distributed.fsdp import fully_shard
+        net = network(); fully_shard(net, mesh=torch.distributed.init_device_mesh('cpu', (1,))); tr.fit(net, chaos.stream, chaos.step, config())
+    for f,why in ((wrapped, 'pass net.module'), (sharded, 'sharded over workers')):
+        with pytest.raises(RuntimeError, match=why): fork_workers(f, 1)
+
 # P9: drift -----------------------------------------------------------------------------------------------------------------------------
 def test_p9_a_replica_that_drifts_is_named_and_not_saved(tmp_path):
     def nudge(k, net, avg, log):

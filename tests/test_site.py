@@ -43,6 +43,13 @@ def test_source_stands_under_its_signature():
     out = docs_stage.add_sources(staged, raw)
     assert len(out) == 3 and 'return 1' in out[2]['source'] and '<details class="source">' in out[2]['source']
 
+def test_links_lead_somewhere():
+    names, repo = {'00_core.ipynb': 'core.ipynb'}, 'https://host/blob/main'
+    def md(s, folder=''): return docs_stage.prose(s, folder, names, 'https://site', repo, {})
+    assert md('[a](00_core.ipynb#The-glossary)') == '[a](core.ipynb#the-glossary)'
+    assert md('[a](../00_core.ipynb) [b](../../LICENSE)', 'tutorials') == '[a](../core.ipynb) [b](https://host/blob/main/LICENSE)'
+    assert md('[a](../data/README.md) [`gone`](99_gone.ipynb)') == '[a](https://host/blob/main/data/README.md) `gone`'
+
 def test_graph_is_reduced():
     assert import_graph.reduced(dict(a=[], b=['a'], c=['a','b'])) == dict(a=[], b=['a'], c=['b'])
 

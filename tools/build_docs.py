@@ -7,7 +7,7 @@
 import argparse, re, shutil, sys
 from pathlib import Path
 from nbdev.config import get_config
-from docs_api import api_page, modules
+from docs_api import api_page, modules, source_urls
 from docs_readme import readme
 
 cfg  = get_config()
@@ -61,7 +61,7 @@ def build_site(out, katex):
     from docs_polish import polish, foreign
     from smalldocs.site import build
     src = root/'_site_src'
-    names = stage(process(), cfg.nbs_path, src, doc_url)
+    names = stage(process(), cfg.nbs_path, src, doc_url, f'{cfg.git_url}/blob/{cfg.branch}', source_urls(cfg.lib_path, cfg.git_url, cfg.branch))
     pages = page_of(names)
     (src/'api.md').write_text(api_page(cfg.lib_path, names, cfg.git_url, cfg.branch), encoding='utf-8')
     write_nav(src, names)

@@ -64,6 +64,10 @@ def modules(lib):
     found = [(p, names_of(p)) for p in sorted(Path(lib).rglob('*.py')) if not p.name.startswith('_')]
     return sorted([(p, ns) for p,ns in found if ns], key=lambda o: o[1][0].notebook)
 
+def source_urls(lib, git_url, branch):
+    "{name: address of its line}, for the exported names of a package."
+    return {n.name: f'{git_url}/blob/{branch}/{p.relative_to(Path(lib).parent).as_posix()}#L{n.line}' for p, ns in modules(lib) for n in ns}
+
 def escape(s): return s.replace('|', '\\|').replace('\n', ' ')
 
 def api_page(lib, page_of, git_url, branch):

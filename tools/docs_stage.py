@@ -15,13 +15,20 @@ def page_names(nbs, dst):
     return {p.relative_to(dst).as_posix(): new(p, nb).relative_to(dst).as_posix() for p, nb in nbs.items()}
 
 def relink(text, folder, names, doc_url):
-    "Links to notebooks become links to their pages; links to the published site become relative."
+    "Links to notebooks become links to their pages, or plain words where there is no such notebook; links to the published site become relative."
     text = text.replace(doc_url + '/', '../'*(0 if folder in ('', '.') else folder.count('/')+1) or './')
     def link(m):
+        t = os.path.normpath(os.path.join(folder, m[2])).replace(os.sep, '/')
+        if t not in names: print(f'note: no notebook {t} to link to'); return m[1]
+        return f'[{m[1]}]({os.path.relpath(names[t], folder or ".").replace(os.sep, "/")}{m[3] or ""})'
+    return re.sub(r'\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)#:\s]+\.ipynb)(#[^)]*)?\)', link, text)
+
+def outside(text, folder, repo):
+    "Links to files of the repository beside the notebooks lead to the code host."
+    def link(m):
         t = os.path.normpath(os.path.join(folder, m[1])).replace(os.sep, '/')
-        target = os.path.relpath(names[t], folder or '.').replace(os.sep, '/') if t in names else m[1]
-        return f']({target}{m[2] or ""})'
-    return re.sub(r'\]\(([^)#:\s]+\.ipynb)(#[^)]*)?\)', link, text)
+        return f']({repo}/{t[3:]})' if t.startswith('../') and not t.startswith('../../') else m[0]
+    return re.sub(r'\]\((\.\./[^)\s#]+)\)', link, text)
 
 def slug(m):
     "A heading's anchor as Jupyter spells it, spelt as the site spells it."
@@ -38,9 +45,9 @@ def number_figures(cells):
         c['source'] = re.sub(r'^(#\|\s*fig-cap:\s*)"?(.*?)"?$', lambda k: f'{k[1]}"Figure {n}: {k[2]}"', src, flags=re.M)
     return figs
 
-def prose(text, folder, names, doc_url, figs):
+def prose(text, folder, names, doc_url, repo, figs):
     "A markdown cell, ready for the site."
-    text = relink(text, folder, names, doc_url)
+    text = outside(relink(text, folder, names, doc_url), folder, repo)
     text = re.sub(r'(\]\([^)#\s]*#)([^)\s]+)\)', slug, text)
     text = re.sub(r'@(fig-[\w-]+)', lambda m: f'[Figure {figs[m[1]]}](#{m[1]})' if m[1] in figs else m[0], text)
     align = r'(?<!\$\$\n)^\\begin\{align(\*?)\}(.*?)\\end\{align\1\}'
@@ -74,16 +81,17 @@ def true_signature(cell, src, name):
         if 'text/markdown' in d:
             d['text/markdown'] = join(d['text/markdown']).replace(f'def {name}(\n    *args, **kwargs\n):', f'class {name}(NamedTuple):\n' + '\n'.join(fs))
 
-def source_cell(src, shown):
+def source_cell(src, shown, urls):
     "The source of an exported cell as a markdown cell: folded under its signature, open if there is no signature."
     body = re.sub(r'^#\|.*\n', '', src, flags=re.M).strip()
     names = defined(body)
     label = ', '.join(f'<code>{n}</code>' for n in names) or 'this cell'
     ids = ''.join(f'<span id="{n.lower()}"></span>' for n in names if n not in shown and not n.startswith('_'))
-    text = f'{ids}\n<details class="source"{"" if shown else " open"}><summary>Source of {label}</summary>\n\n```python\n{body}\n```\n\n</details>'
+    link = next((f' <a class="file" href="{urls[n]}">in the module</a>' for n in names if n in urls), '')
+    text = f'{ids}\n<details class="source"{"" if shown else " open"}><summary>Source of {label}{link}</summary>\n\n```python\n{body}\n```\n\n</details>'
     return dict(cell_type='markdown', metadata={}, source=text)
 
-def add_sources(cells, raw):
+def add_sources(cells, raw, urls={}):
     "After the signatures of each exported cell put its source; nbdev leaves it out, and this book is about the source."
     docs = {m[1]: i for i,c in enumerate(cells) if c['cell_type']=='code' and (m := re.search(r'^show_doc\((\w+)\)\s*$', join(c['source']), re.M))}
     where = {c.get('id'): i for i,c in enumerate(cells)}
@@ -91,11 +99,11 @@ def add_sources(cells, raw):
     for c in raw:
         src = join(c['source'])
         at = max(at, where.get(c.get('id'), at))
-        if c['cell_type'] != 'code' or not re.match(r'#\|\s*exports?\b', src) or not defined(src): continue
+        if c['cell_type'] != 'code' or not re.match(r'#\|\s*export\b', src) or not defined(src): continue
         shown = [n for n in defined(src) if n in docs]
         for n in shown: true_signature(cells[docs[n]], src, n)
         at = max([at] + [docs[n] for n in shown])
-        after.setdefault(at, []).append(source_cell(src, shown))
+        after.setdefault(at, []).append(source_cell(src, shown, urls))
     return [o for i,c in enumerate(cells) for o in [c, *after.get(i, [])]]
 
 SELF = ('how_to_read.ipynb', 'between_the_lines.ipynb')   # they report on the other notebooks
@@ -108,18 +116,20 @@ def refresh(nbs_path, dst):
     for name in SELF:
         if not (nbs_path/name).exists(): continue
         nb, staged = read_nb(nbs_path/name), json.loads((dst/name).read_text(encoding='utf-8'))
-        with working_directory(nbs_path): CaptureShell(nbs_path/name).run_all(nb, exc_stop=True)
+        shell = CaptureShell(nbs_path/name)
+        with working_directory(nbs_path): shell.run_all(nb, exc_stop=False)
+        if shell.exc: print(f'note: {name} did not run, its stored outputs are shown: {shell.exc!r}'); continue
         new = {c.get('id'): c.get('outputs', []) for c in nb.cells}
         for c in staged['cells']:
             if c.get('outputs') and c.get('id') in new: c['outputs'] = [dict(o) for o in new[c['id']]]
         (dst/name).write_text(json.dumps(staged), encoding='utf-8')
 
-def stage_nb(p, nb, raw, dst, names, doc_url):
+def stage_nb(p, nb, raw, dst, names, doc_url, repo, urls):
     "Rewrite one processed notebook under its page name."
     rel = p.relative_to(dst).as_posix()
     figs = number_figures(nb['cells'])
-    def md(s): return prose(s, os.path.dirname(rel), names, doc_url, figs)
-    if raw.exists(): nb['cells'] = add_sources(nb['cells'], json.loads(raw.read_text(encoding='utf-8'))['cells'])
+    def md(s): return prose(s, os.path.dirname(rel), names, doc_url, repo, figs)
+    if raw.exists(): nb['cells'] = add_sources(nb['cells'], json.loads(raw.read_text(encoding='utf-8'))['cells'], urls)
     for c in nb['cells']:
         if c['cell_type'] == 'markdown' and 'class="source"' not in join(c['source']): c['source'] = md(join(c['source']))
         if c['cell_type'] == 'code': c['outputs'] = [o for o in (tidy(o, md) for o in c.get('outputs', [])) if o]
@@ -127,12 +137,12 @@ def stage_nb(p, nb, raw, dst, names, doc_url):
     p.unlink()
     (dst/names[rel]).write_text(json.dumps(nb), encoding='utf-8')
 
-def stage(cache, nbs_path, dst, doc_url):
-    "Copy nbdev's `cache` to `dst`, ready for the site builder; returns {notebook: page source}."
+def stage(cache, nbs_path, dst, doc_url, repo, urls):
+    "Copy nbdev's `cache` to `dst`, ready for the site builder; `repo` is where the code host shows files, `urls` leads from a name to its line. Returns {notebook: page source}."
     shutil.rmtree(dst, ignore_errors=True)
     shutil.copytree(cache, dst, ignore=shutil.ignore_patterns('_docs', '_site', '.ipynb_checkpoints'))
     refresh(nbs_path, dst)
     nbs = {p: json.loads(p.read_text(encoding='utf-8')) for p in sorted(dst.rglob('*.ipynb'))}
     names = page_names(nbs, dst)
-    for p, nb in nbs.items(): stage_nb(p, nb, nbs_path/p.relative_to(dst), dst, names, doc_url)
+    for p, nb in nbs.items(): stage_nb(p, nb, nbs_path/p.relative_to(dst), dst, names, doc_url, repo, urls)
     return names
