@@ -20,6 +20,8 @@ def run(path, flags=''):
         d = directives.get(c.get('id'), {})
         return (c.cell_type != 'code' or 'nbdev_export(' in c.source or d.get('eval:', [''])[0].lower() == 'false' or bool(skip & d.keys()))
     nb = read_nb(path)
+    for c in nb.cells:
+        if not no_eval(c): c['outputs'] = []     # what a cell no longer prints must not stay
     with working_directory(path.parent): CaptureShell(path).run_all(nb, exc_stop=True, preproc=no_eval)
     clean_nb(nb); write_nb(nb, path)
 
