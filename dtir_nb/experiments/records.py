@@ -13,7 +13,7 @@ import torch
 # %% ../../nbs/experiments/records.ipynb #0ccd49a4
 def commit():
     "The commit of the code that runs, with a + if files differ from it; None outside a repository."
-    def git(*a): return subprocess.run(['git', '-C', str(Path(__file__).parent), *a], capture_output=True, text=True)
+    def git(*a): return subprocess.run(['git', '-C', str(Path(globals().get('__file__', '.')).resolve().parent), *a], capture_output=True, text=True)
     try: head = git('rev-parse', '--short=12', 'HEAD')
     except OSError: return None
     if head.returncode: return None
