@@ -29,9 +29,11 @@ class Expert(nn.Module):
         a = F.gelu(F.conv2d(a, self.deep[:,None], self.bias, padding=1, groups=len(self.bias)))
         return F.conv2d(a, self.up[:,:,None,None])
 
-# %% ../nbs/14_moe.ipynb #5c3266a0
+# %% ../nbs/14_moe.ipynb #f0771e3e
+def _exporting(): return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+
 class MoE(nn.Module):
-    "Adapters $h+\\sum_{top-k}p_eA_e(h)$ with a router that reads time embedding and pooled features (Fig. 6(d)); the identity at the start."
+    "Adapters $h+\\sum_{top-k}p_eA_e(h)$; a router reads time embedding and pooled features (Fig. 6(d)). The identity at the start."
     def __init__(self,
         channels:int,  # channels of the features h
         emb_dim:int,   # width of the time embedding e
@@ -42,28 +44,17 @@ class MoE(nn.Module):
         super().__init__()
         if not 1 <= k <= n: raise ValueError(f'k is {k}: a picture uses between 1 and n={n} experts')
         self.n,self.k,self.rank,self.routing = n,k,rank or 6,None
-        self.experts = nn.ModuleList(Expert(channels, self.rank) for _ in range(n))
-        self.router = nn.Linear(emb_dim+channels, n)
-
+        self.experts, self.router = nn.ModuleList(Expert(channels, self.rank) for _ in range(n)), nn.Linear(emb_dim+channels, n)
     def gates(self, h, e):
         "Which experts, (B,k), and how much of each, (B,k) with sum 1."
         pool = F.layer_norm(h.float().mean((2,3)), h.shape[1:2])
-        logits = self.router(torch.cat([e.to(pool.dtype), pool], 1).to(self.router.weight.dtype))
-        top, idx = logits.topk(self.k, 1)
-        if not (torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()): self.routing = (logits.softmax(1), idx.detach())
+        logits = self.router(torch.cat([e.to(pool.dtype), pool], 1).to(self.router.weight.dtype)); top, idx = logits.topk(self.k, 1)
+        if not _exporting(): self.routing = (logits.softmax(1), idx.detach())
         return idx, top.softmax(1)
-
-    def forward(self,
-        h:Tensor,  # features (B,C,H,W)
-        e:Tensor,  # time embedding (B,E)
-    )->Tensor:     # features (B,C,H,W)
-        idx, p = self.gates(h, e)
-        if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export(): return h + dense_mixture(self.experts, h, idx, p)
-        return h + sparse_mixture(self.experts, h, idx, p)
-
-    def __getstate__(self):
-        "The last routing stays behind when a network is copied or stored: it belongs to a batch."
-        return {**self.__dict__, 'routing': None}
+    def forward(self, h:Tensor, e:Tensor)->Tensor:
+        "Features (B,C,H,W) and time embedding (B,E) -> features (B,C,H,W)."
+        return h + (dense_mixture if _exporting() else sparse_mixture)(self.experts, h, *self.gates(h, e))
+    def __getstate__(self): return {**self.__dict__, 'routing': None}   # the last routing belongs to a batch, not to a copy
 
 # %% ../nbs/14_moe.ipynb #44e3c2db
 def sparse_mixture(
@@ -82,6 +73,7 @@ def sparse_mixture(
     up = (up*p.to(up)[:,:,None,None]).transpose(1,2).flatten(2)                                         # (B,C,kr), gates folded in
     return torch.einsum('bcr,brhw->bchw', up, a)
 
+# %% ../nbs/14_moe.ipynb #7af83d80
 def dense_mixture(experts, h, idx, p):
     "The same by running every expert and weighting with zeros: fixed shapes, for export."
     w = p.new_zeros(h.shape[0], len(experts)).scatter(1, idx, p).to(h.dtype)
@@ -108,6 +100,7 @@ def balance_loss(
     f = f if reduce is None else reduce(f)
     return sum(m.n*(s.to(m.routing[0])*m.routing[0].mean(0)).sum() for m,s in zip(ms, f.split([m.n for m in ms])))/len(ms)
 
+# %% ../nbs/14_moe.ipynb #4508124c
 def expert_usage(
     net:nn.Module,  # a network with `MoE` sites
     *args,          # inputs, (img, t): the network is run on them without gradient; none: the last forward pass
