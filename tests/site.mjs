@@ -55,7 +55,8 @@ async function visit(name) {
   if (!s.title || s.title.startsWith('#')) note(name, 'title', s.title);
   await page.evaluate(axe);
   await accessible(page, name, 'light'); await shot('light');
-  await page.emulateMedia({ colorScheme: 'dark' }); await page.waitForTimeout(200);
+  await page.emulateMedia({ colorScheme: 'dark' });
+  await page.waitForFunction(() => document.documentElement.classList.contains('quarto-dark')); await page.waitForTimeout(200);
   await accessible(page, name, 'dark'); await shot('dark');
   await page.emulateMedia({ colorScheme: 'light' }); await page.setViewportSize({ width: 360, height: 740 }); await page.waitForTimeout(200);
   const width = await page.evaluate(() => document.documentElement.scrollWidth);

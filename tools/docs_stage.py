@@ -82,14 +82,15 @@ def true_signature(cell, src, name):
             d['text/markdown'] = join(d['text/markdown']).replace(f'def {name}(\n    *args, **kwargs\n):', f'class {name}(NamedTuple):\n' + '\n'.join(fs))
 
 def source_cell(src, shown, urls):
-    "The source of an exported cell as a markdown cell: folded under its signature, open if there is no signature."
+    "The source of an exported cell as a markdown cell: folded under its signature, open if there is no signature; for `exports` cells, which nbdev shows itself, the anchors alone."
     body = re.sub(r'^#\|.*\n', '', src, flags=re.M).strip()
     names = defined(body)
-    label = ', '.join(f'<code>{n}</code>' for n in names) or 'this cell'
-    ids = ''.join(f'<span id="{n.lower()}"></span>' for n in names if n not in shown and not n.startswith('_'))
-    link = next((f' <a class="file" href="{urls[n]}">in the module</a>' for n in names if n in urls), '')
-    text = f'{ids}\n<details class="source"{"" if shown else " open"}><summary>Source of {label}{link}</summary>\n\n```python\n{body}\n```\n\n</details>'
-    return dict(cell_type='markdown', metadata={}, source=text)
+    label = ', '.join(f'<code>{n}</code>' for n in names)
+    text = ''.join(f'<span id="{n.lower()}"></span>' for n in names if n not in shown and not n.startswith('_'))
+    if re.match(r'#\|\s*export\b', src):
+        link = next((f'<p class="file"><a href="{urls[n]}">These lines in the module</a></p>\n\n' for n in names if n in urls), '')
+        text += f'\n<details class="source"{"" if shown else " open"}><summary>Source of {label}</summary>\n\n```python\n{body}\n```\n\n{link}</details>'
+    return dict(cell_type='markdown', metadata={'source': True}, source=text)
 
 def add_sources(cells, raw, urls={}):
     "After the signatures of each exported cell put its source; nbdev leaves it out, and this book is about the source."
@@ -99,7 +100,7 @@ def add_sources(cells, raw, urls={}):
     for c in raw:
         src = join(c['source'])
         at = max(at, where.get(c.get('id'), at))
-        if c['cell_type'] != 'code' or not re.match(r'#\|\s*export\b', src) or not defined(src): continue
+        if c['cell_type'] != 'code' or not re.match(r'#\|\s*exports?\b', src) or not defined(src): continue
         shown = [n for n in defined(src) if n in docs]
         for n in shown: true_signature(cells[docs[n]], src, n)
         at = max([at] + [docs[n] for n in shown])
@@ -131,7 +132,7 @@ def stage_nb(p, nb, raw, dst, names, doc_url, repo, urls):
     def md(s): return prose(s, os.path.dirname(rel), names, doc_url, repo, figs)
     if raw.exists(): nb['cells'] = add_sources(nb['cells'], json.loads(raw.read_text(encoding='utf-8'))['cells'], urls)
     for c in nb['cells']:
-        if c['cell_type'] == 'markdown' and 'class="source"' not in join(c['source']): c['source'] = md(join(c['source']))
+        if c['cell_type'] == 'markdown' and 'source' not in c['metadata']: c['source'] = md(join(c['source']))
         if c['cell_type'] == 'code': c['outputs'] = [o for o in (tidy(o, md) for o in c.get('outputs', [])) if o]
     nb['cells'][0]['source'] = re.sub(r"^(title: ')# ", r'\1', join(nb['cells'][0]['source']), flags=re.M)   # a title written '# # Title'
     p.unlink()
