@@ -72,6 +72,8 @@ def main(out='nbs/experiments/results/preconditioning', seeds=(0,1), **kw):
     for seed in seeds:
         for scale in SCALES: once(Path(out)/f'{scale}-{seed}.json', run, scale=scale, seed=seed, **kw)
 
-if __name__ == '__main__':
+# %% ../../nbs/experiments/preconditioning.ipynb #13e649ba
+#| eval: false
+if __name__ == '__main__' and '__file__' in globals():
     ap = argparse.ArgumentParser(); ap.add_argument('--out', default='nbs/experiments/results/preconditioning'); ap.add_argument('--seeds', type=int, nargs='*', default=(0,1))
     main(**vars(ap.parse_args()))
