@@ -101,7 +101,7 @@ def set_gradients(
     some = [g for g in gs if g is not None]
     norm = torch.stack(torch._foreach_norm(some)).norm().item() if some else 0.
     if clip and norm > clip: torch._foreach_mul_(some, clip/norm)
-    for p,g in zip(ps, gs): p.grad = g
+    for p,g in zip(ps, gs): p.grad = g if g is None or g.stride() == p.stride() else torch.empty_like(p).copy_(g)   # fused Adam reads memory in order
     return norm
 
 # %% ../nbs/08_training.ipynb #6f7015ca

@@ -110,7 +110,7 @@ def stop_at_random(ledger, runs, seed=1):
         for trial in range(runs):
             run, ok, n = Path(d)/str(trial), True, 0
             for _ in range(200):
-                pid = start(lambda: train(run)); time.sleep(r.uniform(.001, .12))
+                pid = start(lambda: train(run)); time.sleep(r.uniform(.02, .15))
                 if os.waitpid(pid, os.WNOHANG)[0] == pid: break
                 s = r.choice((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)); os.kill(pid, s); n += 1
                 ok &= wait(pid) in (85, 0, 1, -s)   # 1 and -s: before or after the loop, where the signal is not ours

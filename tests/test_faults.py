@@ -1,5 +1,5 @@
 "The promises of a run, each as a test. The quick ones always run; `-m slow` runs the rest; `make chaos` runs hundreds of kills."
-import ast, contextlib, ctypes, json, os, pickle, random, resource, shutil, signal, subprocess, sys, tarfile, time, warnings, zipfile
+import ast, contextlib, functools, json, os, pickle, random, resource, shutil, signal, subprocess, sys, tarfile, time, warnings, zipfile
 from pathlib import Path
 import pytest, torch
 from torch import nn
@@ -216,6 +216,13 @@ def test_wrapped_and_sharded_networks_are_refused():
         net = network(); fully_shard(net, mesh=torch.distributed.init_device_mesh('cpu', (1,))); tr.fit(net, chaos.stream, chaos.step, config())
     for f,why in ((wrapped, 'pass net.module'), (sharded, 'sharded over workers')):
         with pytest.raises(RuntimeError, match=why): fork_workers(f, 1)
+
+def test_compile_and_channels_last_change_no_names_and_little_else(monkeypatch):
+    monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend='eager'))   # the compiler itself takes minutes
+    one = after_steps(mse_step, torch.float64, n=5)
+    for kw in (dict(compile=True), dict(channels_last=True)):
+        net = tr.fit(Conv(torch.float64), images(torch.float64), mse_step, config(steps=5, ema=0., lr=1e-3, clip=0., **kw))
+        assert_close(dict(net.named_parameters()), one, rtol=0, atol=1e-9)
 
 # P9: drift -----------------------------------------------------------------------------------------------------------------------------
 def test_p9_a_replica_that_drifts_is_named_and_not_saved(tmp_path):
