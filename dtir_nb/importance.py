@@ -106,6 +106,7 @@ def _aligned(net, anchor, imp, weights):
         if weights is not None and n not in weights: raise ValueError(f'weights lacks {n!r}: give a weight for each parameter, e.g. layer_weights(depth_of(net), t)')
     return ps
 
+# %% ../nbs/11_importance.ipynb #80599b9a
 @torch.no_grad()
 def penalty_grads(
     net, anchor:dict, imp:Importance, weights=None, order=2, # as in `importance_penalty`
