@@ -84,7 +84,9 @@ def main(out='nbs/experiments/results/efficiency.json', **kw):
     "Measure, unless it has been."
     return once(out, measure, **dict(dict(size=128, rounds=5, seed=0), **kw))
 
-if __name__ == '__main__':
+# %% ../../nbs/experiments/efficiency.ipynb #13e649ba
+#| eval: false
+if __name__ == '__main__' and '__file__' in globals():
     ap = argparse.ArgumentParser(); ap.add_argument('--out', default='nbs/experiments/results/efficiency.json')
     main(**vars(ap.parse_args()))
 
