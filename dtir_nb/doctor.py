@@ -8,8 +8,8 @@ __all__ = ['SAME', 'LAYOUTS', 'DACLIP', 'CLEAN', 'ALIASES', 'SIDES', 'Fit', 'fit
            'read_jsonl', 'make_lq', 'data_make_lq', 'prepare', 'manifest_pairs', 'data_prepare', 'ArchiveError',
            'unpack']
 
-# %% ../nbs/02a_doctor.ipynb #48ef773a
-import hashlib, io, json, math, os, queue, re, resource, select, shutil, signal, stat, subprocess, sys, tarfile, tempfile, threading, time, unicodedata, zipfile, zlib
+# %% ../nbs/02a_doctor.ipynb #2895d8c9
+import hashlib, io, json, math, os, queue, re, select, shutil, signal, stat, subprocess, sys, tarfile, tempfile, threading, time, unicodedata, zipfile, zlib
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -154,6 +154,7 @@ def _serve(memory):
     threading.Thread(target=watch, daemon=True).start()
     if sys.platform == 'linux':
         used = int(re.search(r'VmSize:\s+(\d+)', Path('/proc/self/status').read_text())[1])*1024
+        import resource
         resource.setrlimit(resource.RLIMIT_AS, (used+int(memory),)*2)
     torch.set_num_threads(1)
     out = os.fdopen(os.dup(1), 'w'); os.dup2(2, 1)        # whatever a decoder prints does not mix with the answers
@@ -184,7 +185,7 @@ class Child:
     def start(self):
         "Start the process and wait until it listens."
         self.p, self.buf = subprocess.Popen([sys.executable, '-c', _BOOT, json.dumps([p for p in sys.path if p]), str(self.memory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL), b''
-        line, self.buf = _line(self.p, self.buf, 120)
+        line, self.buf = _line(self.p, self.buf, 600)
         if line != b'ready': raise RuntimeError('the inspecting process does not start: try `python -c "import dtir_nb.doctor"`')
     def ask(self, job, seconds):
         "Answer to a job, or why there is none."
@@ -206,7 +207,7 @@ class Child:
 def scan(
     jobs,          # dicts: the arguments of `inspect_file` or of `inspect_pair`
     workers=2,     # number of processes, or a list of `Child`ren to use again
-    seconds=20.,   # an answer that takes longer is a hang
+    seconds=60.,   # an answer that takes longer is a hang
     memory=2e9,    # bytes that one process may add to what it needs at rest
     progress=False,# show a bar
 )->list:           # the answers, in order
@@ -291,7 +292,7 @@ _SIGNS = (  # task, sizes, PSNR of the degraded side, data set, number of test p
 
 def guess_task(path):
     "The degradation that a folder's name speaks of, None if it does not."
-    for part in reversed(Path(path).parts):
+    for part in reversed(Path(path).parts[-3:]):
         for task,words in ALIASES.items():
             if re.search(words, part.lower()): return task
 
@@ -436,7 +437,7 @@ class Report(NamedTuple):
 def doctor(
     root,          # folder with data, however deep
     workers=2,     # processes that look into files, or a list of `Child`ren
-    seconds=20.,   # longest time for one answer
+    seconds=60.,   # longest time for one answer
     memory=2e9,    # bytes one process may use beyond its own
     progress=False,# show a bar
 )->Report:
@@ -482,6 +483,8 @@ def _degrade_file(path, rel, task, seed, strength):
     y, params = degrade(x, task, gen, strength)
     return y[0], _plain(params)
 
+def _sha(path): return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
 def read_jsonl(path):
     "The records of a file with one JSON object a line; a last line that was cut off is dropped."
     if not Path(path).exists(): return []
@@ -499,8 +502,8 @@ def make_lq(
 )->Path:            # `out`
     "Write the degraded side of a folder of clean pictures; goes on where it was interrupted."
     if task not in TASKS: raise ValueError(f'task is {task!r}: choose from {", ".join(TASKS)}')
-    gt, out = Path(gt), Path(out); out.mkdir(parents=True, exist_ok=True)
-    what, log = dict(task=task, seed=seed, strength=strength), out/'lq.jsonl'
+    gt, out, what = Path(gt), Path(out), dict(task=task, seed=seed, strength=strength)
+    out.mkdir(parents=True, exist_ok=True); log = out/'lq.jsonl'
     done = {r['path']: r for r in read_jsonl(log)}
     if any(any(r[k] != v for k,v in what.items()) for r in done.values()): raise ValueError(f'{log} was written with other settings than {what}: use another folder, or delete this one')
     log.write_text(''.join(json.dumps(r)+'\n' for r in done.values()))
@@ -509,11 +512,11 @@ def make_lq(
             rel = p.relative_to(gt).as_posix()
             lq, link = (out/side/p.relative_to(gt) for side in ('LQ', 'GT'))
             lq = lq.with_suffix('.png')
-            if rel in done and lq.exists() and hashlib.sha256(lq.read_bytes()).hexdigest() == done[rel]['sha256']: continue
+            if rel in done and lq.exists() and _sha(lq) == done[rel]['sha256']: continue
             for q in (lq, link): q.parent.mkdir(parents=True, exist_ok=True)
             y, params = _degrade_file(p, rel, task, seed, strength)
             save_image(y, lq); _link(p, link)
-            f.write(json.dumps(dict(path=rel, **what, params=params, sha256=hashlib.sha256(lq.read_bytes()).hexdigest(), gt_sha256=hashlib.sha256(p.read_bytes()).hexdigest()))+'\n'); f.flush()
+            f.write(json.dumps(dict(path=rel, **what, params=params, sha256=_sha(lq), gt_sha256=_sha(p)))+'\n'); f.flush()
     return out
 
 # %% ../nbs/02a_doctor.ipynb #f2ae667a
@@ -544,6 +547,11 @@ def _records(job, ans, place, root):
         fit = dict(pair=rel(job['gt' if side == 'lq' else 'lq']), pair_code=ans['code'], psnr=ans['psnr']) if side != 'single' else {}
         yield dict(r, path=rel(r['path']), side=side, **place, **fit)
 
+def _record_keys(job, root):
+    "Which records a job will write: (side, path, partner)."
+    rel = lambda p: Path(os.path.relpath(p, root)).as_posix()
+    return [('lq', rel(job['lq']), rel(job['gt'])), ('gt', rel(job['gt']), rel(job['lq']))] if 'lq' in job else [('single', rel(job['path']), None)]
+
 def _unchanged(r, root):
     "Is the file of this record still the one that was examined, by size and time?"
     try: st = os.stat(os.path.join(root, r['path']))
@@ -559,12 +567,10 @@ def prepare(
 )->Path:            # root/manifest.jsonl
     "Examine and hash every file under a folder into `manifest.jsonl`; goes on where it was interrupted."
     root = Path(root); out, part = root/'manifest.jsonl', root/'manifest.jsonl.part'
-    known = defaultdict(list)
-    for r in read_jsonl(out) + read_jsonl(part):
-        if _unchanged(r, root): known[r['side'], r['path'], r.get('pair')] = r
+    known = {(r['side'], r['path'], r.get('pair')): r for r in read_jsonl(out) + read_jsonl(part) if _unchanged(r, root)}
     todo, keep = [], []
     for job, place in _jobs(survey(root)[0], root):
-        keys = [(side, Path(os.path.relpath(job[k], root)).as_posix(), Path(os.path.relpath(job[o], root)).as_posix() if o else None) for side,k,o in ((('lq', 'lq', 'gt'), ('gt', 'gt', 'lq')) if 'lq' in job else (('single', 'path', None),))]
+        keys = _record_keys(job, root)
         if all(k in known for k in keys): keep += [dict(known[k], **place) for k in keys]
         else: todo.append((job, place))
     mine = [Child(2e9) for _ in range(workers)] if isinstance(workers, int) else []
@@ -591,7 +597,7 @@ def manifest_pairs(
     by = {(r['side'], r['path']): r for r in recs}
     pairs = [(r, by['gt', r['pair']]) for r in recs if r['side'] == 'lq' and task in (None, r['task']) and split in (None, r['split']) and ('gt', r['pair']) in by]
     pairs = [(a, b) for a,b in pairs if not a['code'] and not b['code'] and not (a['pair_code'] or '').startswith('E_')]
-    same = lambda r: check is None or _unchanged(r, root) and (check == 'time' or hashlib.sha256((Path(root)/r['path']).read_bytes()).hexdigest() == r['sha256'])
+    same = lambda r: check is None or _unchanged(r, root) and (check == 'time' or _sha(Path(root)/r['path']) == r['sha256'])
     changed = [ImageError(Path(root)/r['path'], 'E_CHANGED', 'is not the file that was examined; run `dtir data prepare` again') for p in pairs for r in p if not same(r)]
     if changed: raise BadFiles(changed)
     return tuple([Path(root)/p[i]['path'] for p in pairs] for i in (0, 1))

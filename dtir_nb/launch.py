@@ -238,7 +238,7 @@ def report(r, out, net, plain, matches, h, seconds)->dict:
     stages = [('pretrain', out/'pretrain'), *((f'tune/{p.name}', p) for p in sorted((out/'tune').iterdir())), ('estimator', out/'estimator'), ('plain', out/'plain')]
     write(out/'log.jsonl', ''.join(json.dumps(dict(stage=n, **l))+'\n' for n,d in stages if d.exists() for l in read_log(d)))
     figs = figures(r, out, net, plain, matches, pairs['source'], ours)
-    write(out/'report.html', page(r, scores, matches, figs, seconds))
+    write(out/'report.html', page(r, scores, matches, figs, seconds)); write(out/'timing.json', json.dumps(dict(seconds=round(seconds,1))))
     print(table(scores)); print(f'PSNR in dB / SSIM, RGB, {len(photos("held_out"))} held-out photographs, seed {r.seed}: a smoke-sized run that shows the machine, not its strength. Files in {out}, {seconds:.0f} s')
     return scores
 

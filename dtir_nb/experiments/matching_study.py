@@ -43,10 +43,10 @@ def network(path, seed=0, steps=3000):
     net = pretrain(net, photographs()[0], FitConfig(steps=steps, lr=1e-3, lr_min=1e-6, ema=.999, seed=seed), patch=64, batch=8, run=Path(path).with_suffix('')).eval()
     save_net(net, path); return net
 
-# %% ../../nbs/experiments/matching_study.ipynb #d40872b1
-def curves(kind, task, seed, path):
+# %% ../../nbs/experiments/matching_study.ipynb #f68a5c54
+def curves(kind, task, seed, weights):
     "All ways to ask about one degradation; `kind` is 'synthetic' or 'real'."
-    torch.set_num_threads(1); net = network(path, seed)
+    torch.set_num_threads(1); net = network(weights, seed)
     if kind == 'real': x, y = real_pairs(REAL[task])
     else: x = torch.stack([middle(i, 64) for i in photographs()[1]]); y = degrade(x, task, rng(seed,'held',task), STRENGTHS[task].source)[0]
     out = dict(pairs=len(x))
@@ -56,14 +56,14 @@ def curves(kind, task, seed, path):
         out[f'{a}, {d}'] = dict(t=m.t, matched=m.matched, gain=m.gain, at_input=m.at_input, at_mean=m.at_mean, curve=m.curve.mean(0).tolist(), spread=m.curve.std(0).tolist() if len(m.curve)>1 else None)
     return out
 
-def noise(levels, seed, path):
+def noise(levels, seed, weights):
     "Gaussian noise of known levels."
-    torch.set_num_threads(1); net = network(path, seed); x = torch.stack([middle(i, 64) for i in photographs()[1]])
+    torch.set_num_threads(1); net = network(weights, seed); x = torch.stack([middle(i, 64) for i in photographs()[1]])
     return {str(l): {a: match(net, (x, noisy(x, rng(seed,'noise',l), l/255)[0]), method=ASK[a], gen=rng(seed,'ask')).t for a in ('score','diffuse')} for l in levels}
 
-def judged(task, seed, path, ts=(1,6,20,30), steps=120):
+def judged(task, seed, weights, ts=(1,6,20,30), steps=120):
     "The referee's mean squared error after a short fine-tune at each step."
-    torch.set_num_threads(1); net = network(path, seed); fs, x = photographs(); x = torch.stack([middle(i, 64) for i in x])
+    torch.set_num_threads(1); net = network(weights, seed); fs, x = photographs(); x = torch.stack([middle(i, 64) for i in x])
     y = degrade(x, task, rng(seed,'held',task), STRENGTHS[task].source)[0]
     draw = stream(Synthetic(fs, task, STRENGTHS[task].source, patch=64), batch=8, seed=seed)
     got = referee(net, draw, (x, y), ts, FitConfig(steps=steps, lr=5e-4, lr_min=1e-6, ema=.98, seed=seed))
@@ -73,10 +73,10 @@ def judged(task, seed, path, ts=(1,6,20,30), steps=120):
 def main(out='nbs/experiments/results/matching', net='runs/matching.safetensors', seed=0):
     "Run what is missing."
     out, net = Path(out), str(net)
-    once(out/'noise.json', noise, levels=[15,25,50], seed=seed, path=net)
-    for k in TASKS: once(out/f'synthetic-{k}.json', curves, kind='synthetic', task=k, seed=seed, path=net)
-    for k in REAL: once(out/f'real-{k}.json', curves, kind='real', task=k, seed=seed, path=net)
-    for k in ('low_light','hazy','noisy','rainy','jpeg'): once(out/f'referee-{k}.json', judged, task=k, seed=seed, path=net)
+    once(out/'noise.json', partial(noise, weights=net), levels=[15,25,50], seed=seed)
+    for k in TASKS: once(out/f'synthetic-{k}.json', partial(curves, weights=net), kind='synthetic', task=k, seed=seed)
+    for k in REAL: once(out/f'real-{k}.json', partial(curves, weights=net), kind='real', task=k, seed=seed)
+    for k in ('low_light','hazy','noisy','rainy','jpeg'): once(out/f'referee-{k}.json', partial(judged, weights=net), task=k, seed=seed)
 
 # %% ../../nbs/experiments/matching_study.ipynb #13e649ba
 #| eval: false
