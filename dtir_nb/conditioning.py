@@ -56,7 +56,7 @@ class Site(nn.Module):
         v = h.movedim(self.dim, 1); shape = v.shape
         v = v if v.ndim==4 else v.flatten(2)[...,None]
         for m in self.mods: v = m(v, e)
-        return v.reshape(shape).movedim(1, self.dim)
+        return (v if v.shape==shape else v.reshape(shape)).movedim(1, self.dim)   # an idle reshape would spoil the layout of a single picture
 
     def forward(self, *args, **kw):
         if self.slot.recompute and torch.is_grad_enabled(): return checkpoint(self.act, self.slot.e, *args, use_reentrant=False, **kw)
