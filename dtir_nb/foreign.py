@@ -90,7 +90,7 @@ def second_derivative_error(
 
 def _check_second(net, x):
     try: e = second_derivative_error(_calm(net, x), x)
-    except Exception as err: return Finding('2nd derivative', 'fail', f'{type(err).__name__}: {str(err).splitlines()[0][:100]}', 'train with the displaced (eps > 0, the default) or projected form of orthogonality: they need no second derivatives')
+    except Exception as err: return Finding('2nd derivative', 'fail', f'{type(err).__name__}: {str(err).splitlines()[0][:100]}', 'train with the displaced (eps > 0, the default) or projected form of orthogonality: they need no second derivatives; fused attention has them inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)')
     if e > 1e-3: return Finding('2nd derivative', 'fail', f'off by {e:.2g} of its size', 'a hand-written autograd function? Write it in native operations, or train with the displaced (eps > 0, the default) or projected form of orthogonality')
     return Finding('2nd derivative', 'ok', f'{e:.0e}')
 
