@@ -1,25 +1,25 @@
-"Run nbdev_test, each notebook of nbs/, and close with the line 'N passed, N failed'. Arguments are handed on, e.g. --n_workers 2."
-import re, subprocess, sys
+"Test every notebook with nbdev_test, each in a process of its own, and close with the line 'N passed, N failed'. Arguments: [--n_workers 2] [NB…]"
+import os, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from nbdev.config import get_config
+from nbdev.doclinks import nbglob
 
-def run(args):
-    "Run nbdev_test of this environment, echoing its output; return (exit code, output)."
-    tool = Path(sys.executable).with_name('nbdev_test')
-    p, out = subprocess.Popen([tool, '--do_print', *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True), []
-    for line in p.stdout: out.append(line); sys.stdout.write(line); sys.stdout.flush()
-    return p.wait(), ''.join(out)
+def test(nb):
+    "Run one notebook with nbdev_test of this environment; (path, passed, seconds, output)."
+    tool, t = Path(sys.executable).with_name('nbdev_test'), time.time()
+    p = subprocess.run([tool, '--path', nb, '--n_workers', '1', '--do_print'], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return nb, p.returncode == 0, time.time()-t, p.stdout
 
-def count(rc, text):
-    "Notebooks passed and failed; one that was started and never completed has failed, too."
-    done = re.findall(r'^- Completed (\S+\.ipynb)', text, flags=re.M)
-    m = re.search(r'Tests Failed On The Following Notebooks:\n=+\n((?:\t\S+\n)+)', text)
-    failed = m[1].split() if m else []
-    lost = len(set(re.findall(r'^Starting (\S+\.ipynb)', text, flags=re.M)) - set(done))
-    bad = len(failed)+lost or bool(rc) or not done
-    return max(len(done)-len(failed), 0), int(bad)
+def main(args):
+    n = int(args.pop(args.index('--n_workers')+1)) if '--n_workers' in args else 2
+    nbs = [Path(a).absolute() for a in args if a != '--n_workers'] or sorted(nbglob(get_config().nbs_path, as_path=True))
+    failed = []
+    with ThreadPoolExecutor(n) as pool:
+        for nb, ok, seconds, out in pool.map(test, nbs):
+            print(f'{"ok" if ok else "FAILED":6} {seconds:5.0f} s  {os.path.relpath(nb)}', flush=True)
+            if not ok: failed.append(nb); print(out, flush=True)
+    print(f'{len(nbs)-len(failed)} passed, {len(failed)} failed')
+    return bool(failed) or not nbs
 
-if __name__ == '__main__':
-    rc, text = run(sys.argv[1:])
-    passed, failed = count(rc, text)
-    print(f'{passed} passed, {failed} failed')
-    sys.exit(rc or bool(failed))
+if __name__ == '__main__': sys.exit(main(sys.argv[1:]))
