@@ -195,8 +195,8 @@ def die_with_parent():
     if os.getppid() != parent: os._exit(1)                                   # it died in between
 
 def _store(timeout):
-    "The meeting point of the workers: on loopback only, unless the environment names another master."
-    host, port, rank, world = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
+    "The meeting point of the workers of one machine: open on loopback only. None: several machines, or torchrun has opened one."
+    port, rank, world = (int(os.environ[k]) for k in ('MASTER_PORT','RANK','WORLD_SIZE'))
     if os.environ.get('LOCAL_WORLD_SIZE') != str(world) or os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True': return None
     for k in ('GLOO_SOCKET_IFNAME', 'NCCL_SOCKET_IFNAME'): os.environ.setdefault(k, 'lo')
     kw = dict(world_size=world, timeout=timedelta(seconds=timeout), use_libuv=False)
@@ -232,11 +232,13 @@ def roll_call(
 def stop_signals(
     which=('SIGTERM','SIGINT','SIGUSR1'),   # signals that ask for a stop
 ):                                          # gives a list that holds the signal's name once one came
-    "Note a signal instead of dying of it; the second one kills as usual. Outside the main thread, does nothing."
-    asked, old = [], {}
+    "Note a signal instead of dying of it; a second SIGTERM or SIGINT kills as usual. Outside the main thread, does nothing."
+    asked, old, outer = [], {}, getattr(signal.getsignal(getattr(signal, which[-1])), 'asked', None)
+    if outer is not None: yield outer; return                                            # inside another one: share its list
     def note(s, frame):
         asked.append(signal.Signals(s).name)
-        for n in old: signal.signal(n, signal.SIG_DFL)
+        for n in list(old)[:-1]: signal.signal(n, signal.SIG_DFL)   # the last one keeps this handler, where an inner one finds it
+    note.asked = asked
     if threading.current_thread() is threading.main_thread(): old = {n: signal.signal(n, note) for n in (getattr(signal, w) for w in which)}
     try: yield asked
     finally:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HARDWARE', 'Peak', 'noise_pictures', 'trial', 'cycle', 'conv_backward', 'count', 'Hardware', 'hardware', 'Row',
-           'measure', 'rows', 'plan_markdown', 'plan_text']
+           'measure', 'counted', 'rows', 'plan_markdown', 'plan_text']
 
 # %% ../nbs/18c_plan.ipynb #cc1bdb90
 import math, os, re, time, weakref
@@ -130,17 +130,22 @@ def measure(
     if more > n: log = []; trial(r, stage, 1+more)[0](after=[lambda k, net, avg, l: log.append(l['seconds'])])
     return sum(log[1:])/len(log[1:])
 
+def counted(r:Recipe)->dict:
+    "`count` of each stage that has steps."
+    return {k: count(r, k) for k in ('pre','tune') if getattr(r, k)}
+
 # %% ../nbs/18c_plan.ipynb #c1a93bc3
 def rows(
     r:Recipe,
     hw='here',     # see `hardware`
     seconds=8.,    # how long to measure each stage, on this machine
+    cost=None,     # from `counted`, if it is known
 )->list:           # of `Row`
     "What each stage of a recipe takes."
     n, h = hardware(hw); speed = h and n*(h.half if r.amp and h.half else h.tflops)*1e12*h.share
     with seeded(r.seed): net = build_net(r.spec | dict(experts=None))
     fwd = lambda images, side: 2*images*count_macs(net, (1,3,side,side), 1)
-    cost = {k: count(r, k) for k in ('pre','tune') if getattr(r, k)}; per = {k: measure(r, k, seconds) for k in cost} if h is None else {k: c[0]/speed for k,c in cost.items()}
+    cost = cost or counted(r); per = {k: measure(r, k, seconds) for k in cost} if h is None else {k: c[0]/speed for k,c in cost.items()}
     rate = speed or (cost[k][0]/per[k] if (k := next(iter(cost), None)) else 1e9)
     gib = lambda k: (cost[k][1]/(n if r.team == 'fsdp' else 1) + cost[k][2]*r.patch**2*max(1, r.batch//n))/2**30
     look, crops = len(r.tasks)*r.matching*last_step(net.schedule), r.samples if r.lam_reg else 0
