@@ -408,12 +408,12 @@ def _stack(items):
 
 # %% ../nbs/02_data.ipynb #7de0d24d
 class Soon:
-    "A function of the step that prepares the next steps in a thread as soon as it is asked in order."
+    "A function of the step that prepares the next steps in a thread as soon as it is asked in order; `.late` counts the prepared ones that had to be waited for."
     def __init__(self,
         make,      # (step, shard, shards) -> Batch
-        depth=2,   # batches to prepare in advance
+        depth=4,   # batches to prepare in advance; new ones are ordered when half of them are used up
         workers=1, # threads that prepare them
-    ): self.make, self.depth, self.workers, self.todo, self.last, self.pool = make, depth, workers, {}, {}, None
+    ): self.make, self.depth, self.workers, self.todo, self.last, self.pool, self.late = make, depth, workers, {}, {}, None, 0
     def __deepcopy__(self, memo): return Soon(copy.deepcopy(self.make, memo), self.depth, self.workers)
     def __call__(self, step, shard=0, shards=1):
         "Batch `step`; if the one before was asked for last, start on the next ones."
@@ -421,11 +421,13 @@ class Soon:
         for k in [k for k in self.todo if k[1:] == part and k[0] != step and k[0] not in keys]: self.todo.pop(k).cancel()
         now, in_order = self.todo.pop((step, *part), None), self.last.get(part) == step-1
         self.last[part] = step
-        if in_order and self.depth:
+        self.late += now is not None and not now.done()
+        batch = now.result() if now else self.make(step, *part)
+        todo = [(k, *part) for k in keys if (k, *part) not in self.todo]
+        if in_order and 2*len(todo) >= self.depth > 0:
             self.pool = self.pool or ThreadPoolExecutor(self.workers, thread_name_prefix='data')
-            for k in keys:
-                if (k, *part) not in self.todo: self.todo[(k, *part)] = self.pool.submit(self.make, k, *part)
-        return now.result() if now else self.make(step, *part)
+            for k in todo: self.todo[k] = self.pool.submit(self.make, *k)
+        return batch
 
 # %% ../nbs/02_data.ipynb #8b060615
 class Stream:
@@ -458,7 +460,7 @@ def stream(
     clean=None,  # a `Clean` source for the generation objective, or its pictures are not drawn
     mix=0.,      # clean images per image of the batch, e.g. 0.1
     clump=1,     # clean images come so many at a time
-    ahead=2,     # batches that a thread prepares while the network trains on this one; 0 for none
+    ahead=4,     # batches that a thread prepares while the network trains on this one; 0 for none
 )->Stream:       # (step, shard, shards) -> Batch
     "An endless, deterministic stream of batches."
     if batch < 1 or batch != int(batch): raise ValueError(f'batch is {batch}: it is a whole number above 0')
@@ -471,7 +473,7 @@ def stream(
 # %% ../nbs/02_data.ipynb #9e601da4
 def ahead(
     stream,     # any (step, shard, shards) -> Batch
-    depth=2,    # batches to prepare in advance
+    depth=4,    # batches to prepare in advance
     workers=1,  # threads that prepare them
 )->Soon:        # the same function, answering sooner when asked in order
     "Prepare the next batches while the network trains on this one; `stream` does it by itself."

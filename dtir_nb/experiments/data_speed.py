@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Timed', 'supervise', 'loop', 'waiting', 'per_second', 'throughput', 'spoiled', 'crowd', 'search']
 
-# %% ../../nbs/experiments/data_speed.ipynb #dbec429c
-import argparse, os, time
+# %% ../../nbs/experiments/data_speed.ipynb #6388bca0
+import argparse, itertools, math, os, time
 from pathlib import Path
 import numpy as np, torch
 from ..core import load_image, rng, to_uint8
@@ -32,11 +32,11 @@ def supervise(net, batch, gen, reduce):
     return {'loss': (net(batch.y, torch.ones(len(batch.y), dtype=torch.long))-batch.x).square().mean()}
 
 def loop(source, step, ahead, steps, seed, warm=4):
-    "Train the demonstration's network: seconds of waiting and of everything, after `warm` steps."
+    "Train the demonstration's network: seconds in calls of the stream and in everything, after `warm` steps, and prepared batches that came late."
     r, lap = demo(), []
     s = Timed(stream(source, batch=r.batch, seed=seed, ahead=ahead))
     fit(build_net(r.spec), s, step, FitConfig(steps=steps+warm, lr=1e-4, ema=.99, seed=seed, progress=False), after=[lambda k, net, avg, log: lap.append(log['seconds'])])
-    return dict(wait=sum(s.wait[warm:]), all=sum(lap[warm:]), share=sum(s.wait[warm:])/sum(lap[warm:]))
+    return dict(wait=sum(s.wait[warm:]), all=sum(lap[warm:]), share=sum(s.wait[warm:])/sum(lap[warm:]), late=s.stream.soon.late)
 
 # %% ../../nbs/experiments/data_speed.ipynb #ac261065
 def waiting(steps, seed):
@@ -45,7 +45,7 @@ def waiting(steps, seed):
     r, photos = demo(), [p.image for p in embedded_photos('train')]
     source = {t: Synthetic(photos, t, patch=r.patch) for t in TASKS}
     source['all ten'] = Mixture(dict(source)); source['clean'] = Clean(photos, r.patch)
-    return {k: {str(a): loop(s, pretrain_step if k == 'clean' else supervise, a, steps, seed) for a in (0, 2)} for k,s in source.items()}
+    return {k: {str(a): loop(s, pretrain_step if k == 'clean' else supervise, a, steps, seed) for a in (0, 4)} for k,s in source.items()}
 
 # %% ../../nbs/experiments/data_speed.ipynb #9432f1fa
 def per_second(f, n, seconds):
@@ -88,29 +88,38 @@ def crowd(prints, n, r):
 
 # %% ../../nbs/experiments/data_speed.ipynb #c835836c
 def _verify(matches, test, train):
-    "How many of the matches the overlay confirms, and (test, train) of each."
+    "The (test, train) of the matches that the overlay confirms."
     return [(m.test, m.train) for m in matches if overlay(test(m.test), train(m.train), m)[0] >= .3]
 
+def _honest(prints):
+    "Suspicions among pairs of different photographs, and how many such pairs there are."
+    h = len(prints)//2
+    moved = lambda a, b: [m._replace(test=m.test+a, train=m.train+b) for m in candidates(prints[a:a+h], prints[b:b+h])]
+    return moved(0, h) + [m for o in (0, h) for m in moved(o, o) if m.test < m.train], h*h + h*(h-1)
+
+def _planted(pics, seed, n_train, n_test):
+    "Test and training fingerprints: half of the pictures leaked as copies, the others honest, the rest made up."
+    half, r = len(pics)//2, np.random.default_rng(seed)
+    copies, prints = [spoiled(x, rng(seed, 'copy', i)) for i,x in enumerate(pics[:half])], [fingerprint(x) for x in pics]
+    train = [fingerprint(x) for x in copies] + prints[half:] + crowd(prints, n_train-len(pics), r)
+    return copies, prints, prints[:half] + crowd(prints, n_test-half, r), train
+
+# %% ../../nbs/experiments/data_speed.ipynb #a8dc0641
 def search(folder, n_train, n_test, seed):
     "Processor and wall seconds of both stages of the search for leaks, and what it found."
     torch.set_num_threads(1)
-    pics = [load_image(p) for p in files(folder)]; half = len(pics)//2; r = np.random.default_rng(seed)
-    copies = [spoiled(x, rng(seed, 'copy', i)) for i,x in enumerate(pics[:half])]
-    prints = [fingerprint(x) for x in pics]
-    honest = candidates(prints[:half], prints[half:])                      # no two of these show the same thing
-    rate = len(honest)/half**2
-    test = prints[:half] + crowd(prints, n_test-half, r)
-    train = [fingerprint(x) for x in copies] + prints[half:] + crowd(prints, n_train-len(pics), r)
+    paths = files(folder); pics = [load_image(p) for p in paths]; half = len(pics)//2
+    copies, prints, test, train = _planted(pics, seed, n_train, n_test)
+    honest, pairs = _honest(prints)                                        # no two of these show the same thing
+    most = math.ceil((len(honest)+3)/pairs*n_train*n_test)
     clock = lambda: (time.process_time(), time.perf_counter())
     t0 = clock(); found = candidates(test, train); t1 = clock()
     real = [m for m in found if m.test < half and m.train < len(pics)]
     leaks = _verify(real, lambda i: pics[i], lambda j: copies[j] if j < half else pics[j])
-    more = round(rate*n_train*n_test)
-    some = [honest[k % len(honest)] for k in range(more)] if honest else []
-    false = _verify(some[:200], lambda i: load_image(files(folder)[i]), lambda j: load_image(files(folder)[half+j])); t2 = clock()
-    scale = max(1, more/200)                                               # seconds of the verified ones stand for all of them
+    false = [m._replace(test=k % half, train=half+k*7 % half) for k,m in zip(range(most), itertools.cycle(real))]
+    wrong = _verify(false, lambda i: load_image(paths[i]), lambda j: load_image(paths[j])); t2 = clock()
     return dict(places=[sum(len(p.bits) for p in s) for s in (train, test)], suspects=len(found), planted=half, planted_found=len({i for i,j in leaks if i == j}), wrong=sum(i != j for i,j in leaks),
-        honest_pairs=half**2, honest_suspects=len(honest), honest_reported=len(_verify(honest, lambda i: pics[i], lambda j: pics[half+j])), expected=more, verified=len(real)+len(some[:200]), scale=scale,
+        honest_pairs=pairs, honest_suspects=len(honest), honest_reported=len(_verify(honest, pics.__getitem__, pics.__getitem__)), false_verified=len(false), false_reported=len(wrong),
         cpu=[t1[0]-t0[0], t2[0]-t1[0]], wall=[t1[1]-t0[1], t2[1]-t1[1]])
 
 # %% ../../nbs/experiments/data_speed.ipynb #13e649ba
