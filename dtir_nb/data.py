@@ -413,10 +413,12 @@ class Soon:
         make,      # (step, shard, shards) -> Batch
         depth=4,   # batches to prepare in advance; new ones are ordered when half of them are used up
         workers=1, # threads that prepare them
-    ): self.make, self.depth, self.workers, self.todo, self.last, self.pool, self.late = make, depth, workers, {}, {}, None, 0
+    ): self.make, self.depth, self.workers = make, depth, workers; self.reset()
+    def reset(self): self.todo, self.last, self.pool, self.late, self.pid = {}, {}, None, 0, os.getpid()
     def __deepcopy__(self, memo): return Soon(copy.deepcopy(self.make, memo), self.depth, self.workers)
     def __call__(self, step, shard=0, shards=1):
         "Batch `step`; if the one before was asked for last, start on the next ones."
+        if self.pid != os.getpid(): self.reset()                      # threads do not survive a fork
         part, keys = (shard, shards), range(step+1, step+1+self.depth)
         for k in [k for k in self.todo if k[1:] == part and k[0] != step and k[0] not in keys]: self.todo.pop(k).cancel()
         now, in_order = self.todo.pop((step, *part), None), self.last.get(part) == step-1

@@ -165,10 +165,11 @@ _DACLIP = {'motion-blurry': ('GoPro', 'blurry', 2103, 1111), 'hazy': ('RESIDE-6k
     'snowy': ('Snow100K-L', 'snowy', 1872, 601), 'uncompleted': ('CelebA-HQ 256', 'inpainting', 29900, 100)}
 DACLIP = _rows(*((f'{name} (DA-CLIP)', task, rf'(?P<split>train|val)/{folder}/LQ/([^/]+)\.\w+', rf'(?P<split>train|val)/{folder}/GT/([^/]+)\.\w+', dict(train=a, val=b), None)
     for folder,(name,task,a,b) in _DACLIP.items()))
-CLEAN = _rows(*((name, 'clean', '', gt, {None: n}, size) for name,gt,n,size in (
+CLEAN = _rows(*[(name, 'clean', '', gt, {None: n}, size) for name,gt,n,size in (
     ('DIV2K train', r'DIV2K_train_HR/(\d{4})\.png', 800, None), ('DIV2K valid', r'DIV2K_valid_HR/(\d{4})\.png', 100, None), ('Flickr2K', r'Flickr2K(?:_HR)?/(\d{6})\.png', 2650, None),
     ('LIVE1', r'(?i:live1)(?:/refimgs)?/(\w+)\.bmp', 29, None), ('BSDS500 test', r'(?:BSDS500-test|BSDS500.*/test)/(\d+)\.jpg', 200, None), ('BSDS500 train', r'BSDS500.*/train/(\d+)\.jpg', 200, None),
-    ('CelebA-HQ 256', r'(?i:celeba)[^/]*/(\d{5,6})\.(?:jpg|png)', 30000, (256, 256)))))
+    ('CelebA-HQ 256', r'(?i:celeba)[^/]*/(\d{5,6})\.(?:jpg|png)', 30000, (256, 256)))],
+    ('RePaint thin masks', 'mask', '', r'(?:inpainting_)?masks/(\d{6})\.png', {None: 100}, (256, 256)))
 
 # %% ../nbs/02a_doctor.ipynb #15b8144f
 ALIASES = {'blurry': r'blur|gopro|deblur', 'hazy': r'haz|fog|reside|sots', 'jpeg': r'jpe?g|compress|q10', 'low_light': r'low|dark|lol', 'noisy': r'nois', 'raindrop': r'rain.?drop|drop', 'rainy': r'rain',
@@ -443,6 +444,7 @@ def _link(src, dst):
 
 def data_make_lq(gt, out, task, seed=0, strength=None, progress=True, masks=None):
     "Write the degraded side of a folder of clean pictures, with what was drawn for each."
+    if isinstance(strength, str) and strength not in ('daclip', 'benchmark'): strength = float(strength)
     out = make_lq(gt, out, task, seed, strength, progress, masks)
     print(f'{len(read_jsonl(out/"lq.jsonl"))} pairs in {out}, parameters in {out/"lq.jsonl"}')
 
