@@ -6,7 +6,7 @@ with where it comes from, and this program follows it there:
     defined   the page sets it: a tolerance, a setting, a convention                    nothing to follow
     paper     somebody else printed it; the source says who                             nothing to follow
     derived   arithmetic: the source is the expression                                  computed again
-    page      an output of the same page shows it                                       looked up
+    page      an output of the same page shows it, or a test of the page asserts it     looked up
     record    a file in nbs/experiments/results has it: `expression; a=FILE#path.to.it`  read and computed
 
 A claim that is not listed, a listed one that is gone, and one whose source says something else fail. Outputs of cells marked `#| slow` are not made again by the tests, so a copy of each, with the
@@ -65,8 +65,8 @@ def read(where, results):
     return o
 
 def shown(cs):
-    "All numbers in the text outputs of a page."
-    text = ' '.join(join(o.get('text')) + ' ' + ' '.join(join(v) for k,v in o.get('data', {}).items() if k.startswith('text/')) for c in cs if c['cell_type'] == 'code' for o in c.get('outputs', []))
+    "All numbers in the text outputs and in the tests of a page."
+    text = ' '.join(join(c['source']) for c in cs if c['cell_type'] == 'code' and re.search(r'^ *(assert|test_)', join(c['source']), re.M)) + ' ' + ' '.join(join(o.get('text')) + ' ' + ' '.join(join(v) for k,v in o.get('data', {}).items() if k.startswith('text/')) for c in cs if c['cell_type'] == 'code' for o in c.get('outputs', []))
     return [float(n.replace(',', '')) for n in re.findall(r'(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?', text)]
 
 def follow(claim, kind, source, cs, results):
@@ -74,7 +74,7 @@ def follow(claim, kind, source, cs, results):
     v, tol = value(claim)
     close = lambda w: abs(w-v) <= tol*1.001 or claim.endswith('%') and abs(100*w-v) <= tol*1.001
     if kind in ('defined', 'paper'): return None if source.strip() else 'says nothing of its source'
-    if kind == 'page': return None if any(map(close, shown(cs))) else 'no output of the page shows it'
+    if kind == 'page': return None if any(map(close, shown(cs))) else 'no output or test of the page shows it'
     if kind not in ('derived', 'record'): return f'is of no known kind: {kind!r}'
     expr, *where = source.split(';')
     try: w = compute(expr, {k.strip(): read(p.strip(), results) for k,_,p in (o.partition('=') for o in where)})
