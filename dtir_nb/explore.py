@@ -101,6 +101,7 @@ def _png(fig):
     b = io.BytesIO(); fig.savefig(b, format='png')
     return b.getvalue()
 
+# %% ../nbs/17c_explore.ipynb #68ac141b
 def draw_curve(
     s:Scene,  # what is looked at
     t:int,    # where the slider stands
@@ -179,6 +180,7 @@ def refresh(app):
 
 def _safe(text): return str(text).replace('&','&amp;').replace('<','&lt;').replace('>','&gt;')
 
+# %% ../nbs/17c_explore.ipynb #6e98a850
 def redraw(app):
     "A new t: everything that depends on it."
     s, t, v = app.scene, app.controls.t.value, app.screens; app.look = o = look_at(app.restorer, s, t)
@@ -201,6 +203,7 @@ def _layout(W, w, v):
         row(card('chosen', v.x, width='25%'), card('degraded', v.y, width='25%'), card('forward process: chosen + s·ε', v.forward, width='25%'), card('estimate of the network at t', v.estimate, width='25%')),
         row(card('before | after', v.curtain, width='33%'), card('matching curve', v.curve, width='33%'), card('experts', v.usage, width='33%'))])
 
+# %% ../nbs/17c_explore.ipynb #57996c90
 def explore(
     restorer:Restorer=None,  # default: the one that ships
     photos:dict=None,        # name -> picture (3,H,W); default: the embedded photographs

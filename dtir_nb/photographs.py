@@ -186,6 +186,7 @@ def incoming(
             if e.path != tmp: raise
             raise ImageError('-', e.code, str(e).split(ascii(os.fspath(tmp))+': ', 1)[-1]) from None
 
+# %% ../nbs/16a_photographs.ipynb #251d26ff1
 @contextmanager
 def outgoing(
     path,          # a file, or '-' for the standard output

@@ -6,7 +6,7 @@
 __all__ = ['BACKBONES', 'tiled', 'reach', 'Pooled', 'pooling', 'settled', 'Estimate', 'TimestepEstimator', 'estimator_step',
            'train_estimator', 'Restorer', 'choose_step', 'run_restorer', 'build_net', 'save_restorer', 'load_restorer',
            'weights_folder', 'pretrained', 'restore_photo', 'verdict', 'Outcome', 'pictures_in', 'restore_folder',
-           'summary', 'clean_score']
+           'summary', 'clean_summary', 'clean_score']
 
 # %% ../nbs/17_restoring.ipynb #18283962
 import os, shutil
@@ -30,23 +30,25 @@ from .photographs import Photograph, incoming, outgoing, read_photo, side_by_sid
 
 # %% ../nbs/17_restoring.ipynb #2d44d4f6
 def _starts(n, tile, overlap):
-    "Where tiles begin along a side of n pixels: evenly spread, the last ends at n."
+    "Where tiles begin along a side of n pixels: evenly spread, at multiples of 64 (or of the largest power of two that fits)."
     if n <= tile: return [0]
-    k = -(-(n-overlap)//(tile-overlap))
-    return [round(i*(n-tile)/(k-1)) for i in range(k)]
+    g = min(64, 1 << (tile-overlap).bit_length()-1)
+    step, last = (tile-overlap)//g*g, -((tile-n)//g)*g
+    k = -(-last//step)
+    return [i*last//k//g*g for i in range(k)]+[last]
 
 def _ramp(n, a, size, overlap):
-    "Weights along one side of a tile at a..a+size: 1 inside; towards a neighbour, down to 0 over the middle quarter of the overlap."
+    "Weights along one side of a tile at a..a+size of n pixels: 1 inside; towards a neighbour, down to 0 over the middle quarter of the overlap."
     i = torch.arange(size)+.5
     rise = lambda q: ((q/overlap-.375)/.25).clamp(0,1)
     return torch.minimum(rise(i) if a > 0 else torch.ones(size), rise(size-i) if a+size < n else torch.ones(size))
 
 def _shares(n, tile, overlap):
     "The tiles along one side: (start, weights), where the weights of all tiles add up to one at every pixel."
-    size = min(tile, n); ramps = [(a, _ramp(n, a, size, overlap)) for a in _starts(n, size, overlap)]
+    ramps = [(a, _ramp(n, a, min(tile,n-a), overlap)) for a in _starts(n, tile, overlap)]
     total = torch.zeros(n)
-    for a,r in ramps: total[a:a+size] += r
-    return [(a, r/total[a:a+size]) for a,r in ramps]
+    for a,r in ramps: total[a:a+len(r)] += r
+    return [(a, r/total[a:a+len(r)]) for a,r in ramps]
 
 # %% ../nbs/17_restoring.ipynb #e8ea0b1d
 def _tiles(img, tile, overlap):
@@ -116,6 +118,7 @@ def pooling(
         for h in hooks: h.remove()
         for m in routers: del m.gates
 
+# %% ../nbs/17_restoring.ipynb #f003fa28
 def settled(
     net,             # net(img, t), an nn.Module
     f,               # f(img (1,3,h,w)) -> same shape, calls `net`
@@ -141,6 +144,7 @@ class Estimate(NamedTuple):
     sure: float    # its probability
     probs: dict    # of every degradation, and of 'clean'
 
+# %% ../nbs/17_restoring.ipynb #af94993f
 class TimestepEstimator(nn.Module):
     "Reads the degradation, and thus t*, off a degraded picture."
     def __init__(self,
@@ -228,6 +232,7 @@ def choose_step(
     e = R.estimator.estimate(img.to(next(R.estimator.parameters()).device))
     return Estimate('clean', 0, e.probs['clean'], e.probs) if e.probs['clean'] >= R.leave else e
 
+# %% ../nbs/17_restoring.ipynb #80599b9a1
 @torch.no_grad()
 def run_restorer(
     R:Restorer,       # what restores
@@ -306,7 +311,7 @@ def weights_folder()->Path:
 def pretrained(
     **kw,       # further arguments of `Restorer`
 )->Restorer:
-    "The restorer that ships with the package; what it was trained on and what it is bad at stands in its card, `weights_folder()/'card.md'`."
+    "The restorer that ships with the package; what it was trained on and what it is bad at stands in the card beside the weights."
     return load_restorer(weights_folder(), **kw)
 Restorer.from_run, Restorer.pretrained = staticmethod(load_restorer), staticmethod(pretrained)
 
@@ -319,6 +324,7 @@ def _copy_clean(photo, path, out):
         with whole(out) as tmp: shutil.copyfile(path, tmp)
     except OSError as e: raise ImageError(out, 'E_WRITE', f'{e.strerror or e}; is there such a folder, room on the disk, and permission?') from None
 
+# %% ../nbs/17_restoring.ipynb #ca193d9e
 def restore_photo(
     path,              # the degraded photograph; '-' is the standard input
     out,               # where the restored one goes; never the same file; '-' is the standard output (PNG)
@@ -409,6 +415,7 @@ def _crew(load, jobs, workers, args):
             if o == 'ready': ready.append(1)
             else: left.pop(0); yield o
 
+# %% ../nbs/17_restoring.ipynb #b24175de
 def restore_folder(
     folder,            # with pictures, searched with its sub-folders
     out,               # where the results go, under the same names; may lie inside
@@ -441,12 +448,17 @@ def summary(
     named = of('refused')+of('skipped')
     return '\n'.join(lines+[f'  {o.done} {o.path!a}: {o.why}' for o in named[:most]]+([f'  … and {len(named)-most} more'] if len(named) > most else []))
 
-# %% ../nbs/17_restoring.ipynb #0a150e3d
+# %% ../nbs/17_restoring.ipynb #e1b618e4
+def clean_summary(
+    mse:Tensor,  # (n,) mean squared change of each picture, 0 if it was left alone
+)->dict:         # n, untouched (share), psnr (mean, at most 60 dB each), pooled, worst
+    "How much clean pictures were changed, in dB."
+    db = lambda m: -10*m.clamp(min=1e-6).log10()
+    return dict(n=len(mse), untouched=(mse==0).float().mean().item(), psnr=db(mse).mean().item(), pooled=db(mse.mean()).item(), worst=db(mse.max()).item())
+
 def clean_score(
     restorer:Restorer,  # with an estimator
     photos,             # clean pictures, each (3,H,W)
-)->dict:                # n, untouched (share), psnr (mean, at most 60 dB each), pooled, worst
+)->dict:                # as in `clean_summary`
     "How much a restorer changes pictures that need no restoring, output against input."
-    mse = torch.tensor([(restorer(x)-x).square().mean().item() for x in photos])
-    db = lambda m: (-10*m.clamp(min=1e-6).log10())
-    return dict(n=len(mse), untouched=(mse==0).float().mean().item(), psnr=db(mse).mean().item(), pooled=db(mse.mean()).item(), worst=db(mse.max()).item())
+    return clean_summary(torch.tensor([(restorer(x)-x).square().mean().item() for x in photos]))
