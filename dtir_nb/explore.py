@@ -149,9 +149,8 @@ def _controls(W, photos, T):
 
 def _screens(W):
     "What there is to see."
-    image = lambda alt: W.Image(format='png', layout=W.Layout(width='100%'), tooltip=alt)
-    return SimpleNamespace(x=image('chosen'), y=image('degraded'), forward=image('forward process'), estimate=image("the network's estimate"),
-                           curve=image('matching curve'), usage=image('expert usage'), curtain=image('before and after'))
+    image = lambda: W.Image(format='png', layout=W.Layout(width='100%'))
+    return SimpleNamespace(**{k: image() for k in ('x','y','forward','estimate','curve','usage','curtain')})
 
 def _strengths(task):
     "The range of a strength slider: (least, most, step, start)."

@@ -19,7 +19,8 @@ await page.locator('.jp-NotebookPanel .jp-Cell').first().click();
 await page.getByRole('menuitem', { name: 'Run', exact: true }).click();
 await page.getByRole('menuitem', { name: 'Run All Cells', exact: true }).click();
 await page.waitForSelector('.jupyter-widgets .noUi-handle', { timeout: 120000 });
-await page.waitForFunction(() => [...document.querySelectorAll('.jp-OutputArea-output img')].filter(i => i.naturalWidth).length >= 7, null, { timeout: 60000 });
+const shown = () => [...document.querySelectorAll('.jp-OutputArea-output img')].filter(i => i.naturalWidth).length >= 7;
+await page.waitForFunction(shown, null, { timeout: 60000 }).catch(async e => { await page.screenshot({ path: shot }); throw new Error('no seven pictures: ' + (await page.locator('.jp-OutputArea').allInnerTexts()).join('\n').slice(0, 2000)); });
 
 // The seven pictures by what they show (in the order of the panel), as the sources that the browser displays.
 const names = ['x', 'y', 'forward', 'estimate', 'curtain', 'curve', 'usage'];
@@ -33,10 +34,10 @@ async function changes(act, wait) {
   const before = await pixels(), start = Date.now(); let now = before, last;
   await act();
   while (now[wait] === before[wait] && Date.now() - start < 30000) { await page.waitForTimeout(100); now = await pixels(); }
-  do { last = now; await page.waitForTimeout(700); now = await pixels(); } while (names.some(n => now[n] !== last[n]));
+  do { last = now; await page.waitForTimeout(1500); await page.waitForSelector('.jp-Notebook-ExecutionIndicator[data-status=idle]', { timeout: 30000 }); now = await pixels(); } while (names.some(n => now[n] !== last[n]));
   return names.filter(n => now[n] !== before[n]);
 }
-const slider = label => page.locator('.widget-slider', { hasText: label }), handle = label => slider(label).locator('.noUi-handle');
+const slider = label => page.locator('.widget-slider').filter({ has: page.locator('.widget-label', { hasText: new RegExp(`^${label}$`) }) }), handle = label => slider(label).locator('.noUi-handle');
 const press = async (label, key, times) => { await handle(label).focus(); for (let i = 0; i < times; i++) await page.keyboard.press(key); };
 const readout = label => slider(label).locator('.widget-readout').innerText();
 
@@ -46,7 +47,8 @@ result.t_after = await readout('t');
 result.curtain = await changes(() => press('curtain', 'ArrowLeft', 20), 'curtain');
 result.damage = await changes(() => page.locator('.widget-dropdown', { hasText: 'damage' }).locator('select').selectOption('hazy'), 'y');
 result.photo = await changes(() => page.locator('.widget-dropdown', { hasText: 'picture' }).locator('select').selectOption('coffee'), 'x');
-result.upload = await changes(() => page.locator('.widget-upload input[type=file], input.widget-upload, input[type=file]').first().setInputFiles(process.env.UPLOAD), 'x');
+const chooser = async () => { const [c] = await Promise.all([page.waitForEvent('filechooser'), page.locator('.widget-upload').first().click()]); await c.setFiles(process.env.UPLOAD); };
+result.upload = await changes(chooser, 'x');
 await page.locator('.jupyter-widgets').first().scrollIntoViewIfNeeded();
 await page.screenshot({ path: shot });
 result.network = await page.locator('.jp-OutputArea-output pre').allInnerTexts();
