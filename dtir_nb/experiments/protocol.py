@@ -409,4 +409,4 @@ def check_leaks(parts=('val','test')):
     "Search the training photographs for what is scored."
     s = split(); tests = [p for k in parts for p in s[k]] + [p for d in sorted((root()/'pairs').iterdir()) for p in files(d/'GT')]
     found, errors = leaks(s['train'], tests)
-    return dict(train=len(s['train']), tests=len(tests), leaks=[[Path(l.test).name, Path(l.train).name, l.score] for l in found], errors=len(errors))
+    return dict(train=len(s['train']), tests=len(tests), leaks=[['/'.join(Path(l.test).parts[-3:]), Path(l.train).name, l.score] for l in found], errors=len(errors))
