@@ -52,7 +52,7 @@ def _chunks(loss_fn, net, names, samples, chunk):
             gs = torch.autograd.grad(loss_fn(net, *(s[i:i+1] for s in samples)).sum(), [ps[n] for n in names], allow_unused=True)
             yield [(torch.zeros_like(ps[n]) if g is None else g)[None] for n,g in zip(names, gs)]
     else:
-        frozen = {**{n: p.detach() for n,p in ps.items() if n not in set(names)}, **dict(net.named_buffers())}
+        frozen = {n: p.detach() for n,p in ps.items() if n not in set(names)}
         f = vmap(_sample_grads(loss_fn, net, {n: ps[n].detach() for n in names}, frozen), chunk_size=None)
         for part in zip(*(s.split(chunk) for s in samples)): yield f(*part)
 

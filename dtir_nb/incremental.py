@@ -147,16 +147,16 @@ def plot_history(
     h,           # `History`
     before=None, # scores before the first stage
 ):
-    "The K×K history, tasks that have not joined yet in grey letters, and beside it the forgetting triangle."
+    "The K×K history, tasks that have not joined yet in faint letters, and beside it the forgetting triangle."
     import matplotlib.pyplot as plt
     new = [s.new for s in h.stages]; rows = ([before] if before else [])+h.scores; off = len(rows)-len(new)
     S, F = torch.tensor([[r[k] for k in new] for r in rows]), forgetting_triangle(h)
     gain = S-S[:1] if before else S
-    fig,axs = plt.subplots(1, 2, figsize=(3.2+1.1*len(new), 1.3+.38*len(rows)), dpi=80, layout='constrained')
+    fig,axs = plt.subplots(1, 2, figsize=(3.6+1.5*len(new), 1.2+.36*len(rows)), dpi=80, layout='constrained')
     for ax,V,label,marks in ((axs[0], gain, 'gain over pre-training, dB' if before else 'PSNR, dB', S), (axs[1], F, 'lost since its best, dB', F)):
         im = ax.imshow(V, aspect='auto', cmap='viridis' if ax is axs[0] else 'Reds', vmin=None if ax is axs[0] else 0, vmax=None if ax is axs[0] else max(1., F.nan_to_num().max().item()))
         for (i,j) in [(i,j) for i in range(len(V)) for j in range(len(new)) if not marks[i,j].isnan()]:
-            ax.text(j, i, f'{marks[i,j]:.1f}', ha='center', va='center', fontsize=8, color='.55' if ax is axs[0] and j > i-off else 'w' if ax is axs[0] and im.norm(V[i,j].item()) < .6 else 'k')
+            ax.text(j, i, f'{marks[i,j]:.1f}', ha='center', va='center', fontsize=8, alpha=.6 if ax is axs[0] and j > i-off else 1., color='w' if (im.norm(V[i,j].item()) < .6) == (ax is axs[0]) else 'k')
         ax.set(xticks=range(len(new)), xticklabels=new, yticks=range(len(V)), yticklabels=['before']*(len(V)-len(new))+[f'+ {k}' for k in new]); fig.colorbar(im, ax=ax, label=label)
     axs[0].set_title('PSNR of every task after every stage', fontsize=9); axs[1].set_title('the forgetting triangle', fontsize=9)
     return fig
