@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['held_out', 'find_steps', 'put', 'tune', 'train_ours', 'plain_step', 'train_plain', 'Parser', 'options', 'chosen',
            'said', 'one_line', 'work', 'main', 'worker', 'torchrun', 'agent', 'surroundings', 'read_status', 'attend',
-           'verdict', 'run', 'run_main', 'score', 'table', 'start_rival', 'run_demo', 'report', 'figures', 'page']
+           'verdict', 'run_options', 'handed_on', 'supervise', 'run_main', 'score', 'table', 'start_rival', 'run_demo',
+           'report', 'figures', 'page']
 
 # %% ../nbs/19_launch.ipynb #d115cc09
 import argparse, base64, contextlib, ctypes, html, io, json, os, signal, subprocess, sys, tempfile, time
@@ -181,6 +182,7 @@ def torchrun(
     if done.returncode: raise RuntimeError(f'workers ended with {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}')
     return done
 
+# %% ../nbs/19_launch.ipynb #05956911
 def agent(
     args,             # for `dtir_nb.launch`
     n:int=1,          # workers on this machine
@@ -196,6 +198,7 @@ def agent(
     return [sys.executable, '-m', 'torch.distributed.run', '--nnodes', str(nodes), '--nproc-per-node', str(n), '--max-restarts', str(restarts), '--monitor-interval', '0.5', '--shutdown-timeout', str(shutdown),
             '--rdzv-backend', 'c10d', '--rdzv-id', job, *place, '-m', 'dtir_nb.launch', *map(str, args)]
 
+# %% ../nbs/19_launch.ipynb #595e9c80
 def surroundings(**env)->dict:
     "The environment of the workers."
     if os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'): raise ValueError('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set, which lets weights run code: unset it')
@@ -222,6 +225,7 @@ def attend(child, out, asked, grace=10.):
         if given_up and time.time()-given_up > grace: os.killpg(child.pid, signal.SIGKILL)
     return rc
 
+# %% ../nbs/19_launch.ipynb #dcab3051
 def verdict(rc, out, asked)->tuple:
     "(exit code, line to say) from torchrun's code and the workers' word."
     s = read_status(out)
@@ -231,31 +235,40 @@ def verdict(rc, out, asked)->tuple:
     log = Path(out)/'workers.log'; last = [l for l in (log.read_text(errors='replace').splitlines() if log.exists() else []) if 'Error' in l][-1:]
     return 1, f'the workers ended with {rc}{": " + last[0].strip()[:300] if last else ""}; see {log}'
 
-# %% ../nbs/19_launch.ipynb #b49f5b54
-def run(argv)->int:
-    "`run_main` without the catching of errors."
+# %% ../nbs/19_launch.ipynb #f5513216
+def run_options()->Parser:
+    "What `dtir run` understands."
     ap = options('dtir run'); ap.add_argument('--workers', type=int, default=max(1, torch.cuda.device_count()), help='processes on this machine'); ap.add_argument('--restarts', type=int, default=3, help='how often dead workers are replaced')
     ap.add_argument('--nodes', default='1', help='machines, or MIN:MAX'); ap.add_argument('--master', help='HOST:PORT where machines meet; anyone who reaches it can join, so only inside a network you trust'); ap.add_argument('--job', default='dtir')
-    a = ap.parse_args(argv); r = chosen(a)
+    return ap
+
+def handed_on(a)->list:
+    "The part of the options that the workers need."
+    args = [a.recipe + (f':{a.scale}' if a.scale else ''), '--out', a.out, '--patience', a.patience, *[v for s in a.set for v in ('--set', s)]]
+    return args + [v for k in ('seed','shards') if getattr(a, k) is not None for v in (f'--{k}', getattr(a, k))]
+
+# %% ../nbs/19_launch.ipynb #eeaf6255
+def supervise(argv)->int:
+    "`run_main` without the catching of errors."
+    a = run_options().parse_args(argv); r = chosen(a)
     if a.dry_run: print(plan_text(r, a.hardware)); return 0
     if not a.out: raise ValueError('--out is missing: name a directory for the run')
     if a.nodes != '1' and not a.master: raise ValueError(f'--nodes {a.nodes} wants --master HOST:PORT: by default nothing listens beyond this machine')
-    team_of(replace(r, shards=max(r.shards, a.workers)), a.workers)                     # refuses impossible numbers
-    args = [a.recipe + (f':{a.scale}' if a.scale else ''), '--out', a.out, '--patience', a.patience, *[v for s in a.set for v in ('--set', s)], *[v for k in ('seed','shards') if getattr(a, k) is not None for v in (f'--{k}', getattr(a, k))]]
-    with contextlib.nullcontext(Path(a.out).mkdir(parents=True, exist_ok=True)) if a.master else run_lock(a.out, '.launcher'), tempfile.TemporaryDirectory() as d, stop_signals() as asked, open(Path(a.out)/'workers.log', 'a') as log:
-        said(a.out, 0)
-        check_config(r, a.out)
-        cmd = agent(args, a.workers, a.restarts, a.nodes, a.master, Path(d)/'meet', a.job)
-        child = subprocess.Popen(cmd, env=surroundings(DTIR_PARENT='1'), stderr=log, preexec_fn=_die_with_me)
+    team_of(replace(r, shards=max(r.shards, a.workers)), a.workers); env = surroundings(DTIR_PARENT='1')      # refuse what cannot work
+    lock = contextlib.nullcontext(Path(a.out).mkdir(parents=True, exist_ok=True)) if a.master else run_lock(a.out, '.launcher')
+    with lock, tempfile.TemporaryDirectory() as d, stop_signals() as asked, open(Path(a.out)/'workers.log', 'a') as log:
+        said(a.out, 0); check_config(r, a.out)
+        child = subprocess.Popen(agent(handed_on(a), a.workers, a.restarts, a.nodes, a.master, Path(d)/'meet', a.job), env=env, stderr=log, preexec_fn=_die_with_me)
         try: code, line = verdict(attend(child, a.out, asked), a.out, asked)
         finally:
             with contextlib.suppress(ProcessLookupError): os.killpg(child.pid, signal.SIGKILL)
     if code: print(f'dtir: {line}', file=sys.stderr)
     return code
 
+# %% ../nbs/19_launch.ipynb #fe424820
 def run_main(argv=None)->int:
     "`dtir run`: train a recipe under a parent that restarts dead workers and ends with the documented exit code."
-    try: return run(list(sys.argv[1:] if argv is None else argv))
+    try: return supervise(list(sys.argv[1:] if argv is None else argv))
     except SystemExit as e: return e.code or 0
     except Exception as e:
         if (code := exit_code(e)) == 1: raise
