@@ -27,3 +27,6 @@ from .moe import MoE, balance_loss, expert_usage
 from .finetuning import FinetuneConfig, PLAIN, finetune, l1, charbonnier
 from .incremental import plan, Stage, train_incremental, history_table, forgetting
 from .restoring import Restorer, TimestepEstimator, train_estimator, tiled, read_photo, write_photo, restore_photo, save_restorer, load_restorer
+
+# %% ../nbs/20_all.ipynb #80da2690
+__all__ = sorted(n for n in dir() if not n.startswith('_'))   # nbdev lists what a module defines; this one defines nothing

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RULES', 'Photo', 'embedded_photos', 'files', 'Cache', 'Pictures', 'cut', 'BadFiles', 'Clean', 'Pairs', 'Synthetic',
-           'Matched', 'pair_files', 'pairs_from_folder', 'Mixture', 'draw', 'Stream', 'stream', 'ahead']
+           'Matched', 'pair_files', 'pairs_from_folder', 'Mixture', 'draw', 'Soon', 'Stream', 'stream', 'ahead']
 
-# %% ../nbs/02_data.ipynb #205d3c08
-import copy, importlib.util, math, os, threading
+# %% ../nbs/02_data.ipynb #07ef343b
+import copy, importlib.util, math, os, threading, warnings
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -19,6 +19,7 @@ from torch import Tensor
 from PIL import Image
 from .core import Batch, FORMATS, ImageError, load_image, rng, to_uint8
 from .degradations import degrade
+from .inspection import first_look, unchanged
 
 # %% ../nbs/02_data.ipynb #284f9231
 class Photo(NamedTuple):
@@ -116,17 +117,35 @@ class Pictures:
     def __init__(self,
         images,       # (N,3,H,W), a list of (3,H,W), of `Photo`s or of paths, or one folder
         budget=1e9,   # bytes of decoded pictures to keep
+        seconds=20.,  # a file whose decoding takes longer is refused
+        memory=2e9,   # and one whose decoding takes more bytes
     ):
         if isinstance(images, (str, os.PathLike)): images = files(images)
         path = lambda o: isinstance(o, (str, os.PathLike))
         self.names = [os.fspath(o) if path(o) else getattr(o, 'name', None) or f'image {i}' for i,o in enumerate(images)]
         self.items = [Path(o) if path(o) else _one(o.image if isinstance(o, Photo) else o, n) for o,n in zip(images, self.names)]
         if not self.items: raise ValueError('images is empty: a source needs at least one picture')
-        self.cache = Cache(lambda p: _pack(load_image(p)), budget)
+        self.limits, self.seen = dict(seconds=seconds, memory=memory), {}
+        self.cache = Cache(self._read, budget)
     def __len__(self): return len(self.items)
     def __getitem__(self, i):
         "Picture `i` as (3,H,W), uint8 or float32."
         return self.items[i] if isinstance(self.items[i], Tensor) else self.cache(self.items[i])
+    def _read(self, path):
+        "Decode a file, unless it is another one than the one that was looked at."
+        rec = self.seen.get(os.fspath(path))
+        if rec and not unchanged(path, rec): raise ImageError(path, 'E_CHANGED', 'has changed since the run began to use it; leave the data alone while a run reads them')
+        return _pack(load_image(path))
+    def look(self):
+        "Have every file decoded once by processes that may die of it; the records are in `.seen`."
+        new = [p for p in self.items if not isinstance(p, Tensor) and os.fspath(p) not in self.seen]
+        self.seen.update(first_look(new, **self.limits))
+    def size(self, i):
+        "Height and width of picture `i`; raises the `ImageError` of a file that did not pass the look."
+        if isinstance(x := self.items[i], Tensor): return tuple(x.shape[1:])
+        rec = self.seen[os.fspath(x)]
+        if rec['code']: raise ImageError(x, rec['code'], rec['why'])
+        return rec['height'], rec['width']
     def select(self, keep):
         "Only the pictures with these numbers, from the same memory."
         out = copy.copy(self)
@@ -165,23 +184,27 @@ class BadFiles(ValueError):
         self.errors = list(errors)
         super().__init__(f"{len(self.errors)} unusable file{'s'*(len(self.errors)>1)}; repair them, remove them, or pass bad='skip':\n" + '\n'.join(f'  {e}' for e in self.errors))
 
-# %% ../nbs/02_data.ipynb #0e7204d3
+# %% ../nbs/02_data.ipynb #4a51accc
+def _check_item(pics, i, patch):
+    "Raise the `ImageError` of item `i`: a bad file, two sizes in a pair, too small for the patch."
+    sizes = [p.size(i) for p in pics]
+    if len(set(sizes)) > 1: raise ImageError(pics[0].names[i], 'E_PAIR_SIZE', f'{sizes[0]} (height, width), but its partner {pics[1].names[i]} has {sizes[1]}')
+    try: _check_size(*sizes[0], patch, pics[0].names[i])
+    except ValueError as e: raise ImageError(pics[0].names[i], 'E_TOO_SMALL', str(e)) from None
+
 def _usable(*pics, patch=None, bad='stop'):
     "Look at every picture once: the usable ones of each collection, and the errors of the others."
     pics = [p if isinstance(p, Pictures) else Pictures(p) for p in pics]
     if len({len(p) for p in pics}) > 1: raise ValueError(f'lq has {len(pics[0])} pictures and gt has {len(pics[1])}: pairs need one of each; `Pairs.from_folder` matches them by name')
     if bad not in ('stop', 'skip', 'trust'): raise ValueError(f"bad is {bad!r}: it is 'stop', 'skip' or 'trust'")
     if bad == 'trust': return (*pics, [])
+    for p in pics: p.look()
     keep, errors = [], []
     for i in range(len(pics[0])):
-        try:
-            sizes = [tuple(p[i].shape[1:]) for p in pics]
-            if len(set(sizes)) > 1: raise ImageError(pics[0].names[i], 'E_PAIR_SIZE', f'{sizes[0]} (height, width), but its partner {pics[1].names[i]} has {sizes[1]}')
-            try: _check_size(*sizes[0], patch, pics[0].names[i])
-            except ValueError as e: raise ImageError(pics[0].names[i], 'E_TOO_SMALL', str(e)) from None
-            keep.append(i)
+        try: _check_item(pics, i, patch); keep.append(i)
         except ImageError as e: errors.append(e)
     if errors and (bad == 'stop' or not keep): raise BadFiles(errors)
+    if errors: warnings.warn(f'{len(errors)} of {len(pics[0])} pictures are skipped, .skipped has the list; the first: {errors[0]}', stacklevel=3)
     return (*(p.select(keep) for p in pics), errors)
 
 # %% ../nbs/02_data.ipynb #f0714b9c
@@ -304,8 +327,11 @@ def pairs_from_folder(
     "Pairs from two folders, matched by name."
     m = pair_files(lq, gt, rule)
     lost = [ImageError(p, 'E_NO_PARTNER', f'no {side} file belongs to it by the rule {m.rule!r}') for side,ps in (('clean', m.no_gt), ('degraded', m.no_lq)) for p in ps]
-    if not m.pairs or lost and bad == 'stop': raise BadFiles(lost) if lost else ValueError(f'no pictures in {lq} and {gt}')
-    out = Pairs([p for p,_ in m.pairs], [p for _,p in m.pairs], task, bad=bad, **kwargs)
+    if not m.pairs: raise BadFiles(lost) if lost else ValueError(f'no pictures in {lq} and {gt}')
+    try: out = Pairs([p for p,_ in m.pairs], [p for _,p in m.pairs], task, bad=bad, **kwargs)
+    except BadFiles as e: raise BadFiles(lost+e.errors) from None            # one list of all of them
+    if lost and bad == 'stop': raise BadFiles(lost)
+    if lost and bad == 'skip': warnings.warn(f'{len(lost)} files are skipped for want of a partner; the first: {lost[0]}', stacklevel=2)
     out.skipped += lost
     return out
 
@@ -380,17 +406,46 @@ def _stack(items):
     task = None if items[0].task is None else tuple(t for b in items for t in b.task)
     return Batch(torch.cat(xs), None if ys[0] is None else torch.cat(ys), task)
 
+# %% ../nbs/02_data.ipynb #7de0d24d
+class Soon:
+    "A function of the step that prepares the next steps in a thread as soon as it is asked in order; `.late` counts the prepared ones that had to be waited for."
+    def __init__(self,
+        make,      # (step, shard, shards) -> Batch
+        depth=4,   # batches to prepare in advance; new ones are ordered when half of them are used up
+        workers=1, # threads that prepare them
+    ): self.make, self.depth, self.workers = make, depth, workers; self.reset()
+    def reset(self): self.todo, self.last, self.pool, self.late, self.pid = {}, {}, None, 0, os.getpid()
+    def __deepcopy__(self, memo): return Soon(copy.deepcopy(self.make, memo), self.depth, self.workers)
+    def __call__(self, step, shard=0, shards=1):
+        "Batch `step`; if the one before was asked for last, start on the next ones."
+        if self.pid != os.getpid(): self.reset()                      # threads do not survive a fork
+        part, keys = (shard, shards), range(step+1, step+1+self.depth)
+        for k in [k for k in self.todo if k[1:] == part and k[0] != step and k[0] not in keys]: self.todo.pop(k).cancel()
+        now, in_order = self.todo.pop((step, *part), None), self.last.get(part) == step-1
+        self.last[part] = step
+        self.late += now is not None and not now.done()
+        batch = now.result() if now else self.make(step, *part)
+        todo = [(k, *part) for k in keys if (k, *part) not in self.todo]
+        if in_order and 2*len(todo) >= self.depth > 0:
+            self.pool = self.pool or ThreadPoolExecutor(self.workers, thread_name_prefix='data')
+            for k in todo: self.todo[k] = self.pool.submit(self.make, *k)
+        return batch
+
 # %% ../nbs/02_data.ipynb #8b060615
 class Stream:
     "Batches by number. Built by `stream`; calling it twice with the same step gives the same batch twice."
-    def __init__(self, source, batch, seed, clean, mix, clump):
+    def __init__(self, source, batch, seed, clean, mix, clump, ahead):
         self.source, self.batch, self.seed, self.clean, self.mix, self.clump = source, batch, seed, clean, mix, clump
+        self.soon = Soon(self.make, ahead)
     def __call__(self,
         step:int,   # number of the optimiser step, from 0
         shard=0,    # which part of the batch: the rank
         shards=1,   # how many parts there are: the number of ranks
     )->Batch:       # of batch/shards images; `.clean` is None where no clean image falls into this part
         "The items shard, shard+shards, … of batch number `step`."
+        return self.soon(step, shard, shards)
+    def make(self, step, shard, shards):
+        "Compute a batch."
         if step < 0 or step != int(step): raise ValueError(f'step is {step}: steps count 0, 1, 2, …')
         if not 0 <= shard < shards: raise ValueError(f'shard is {shard} of {shards}: it counts 0..{shards-1}')
         if self.batch % shards: raise ValueError(f'shards is {shards}, batch is {self.batch}: unequal parts would weigh images unequally; make batch a multiple of shards')
@@ -407,30 +462,21 @@ def stream(
     clean=None,  # a `Clean` source for the generation objective, or its pictures are not drawn
     mix=0.,      # clean images per image of the batch, e.g. 0.1
     clump=1,     # clean images come so many at a time
+    ahead=4,     # batches that a thread prepares while the network trains on this one; 0 for none
 )->Stream:       # (step, shard, shards) -> Batch
     "An endless, deterministic stream of batches."
     if batch < 1 or batch != int(batch): raise ValueError(f'batch is {batch}: it is a whole number above 0')
     if not 0 <= mix <= 1: raise ValueError(f'mix is {mix}: it is a share of the batch in [0,1]')
     if mix and clean is None: raise ValueError(f'mix is {mix} but clean is None: pass a `Clean` source')
     if clump < 1 or clump != int(clump): raise ValueError(f'clump is {clump}: it is a whole number above 0')
-    return Stream(source, batch, seed, clean, Fraction(mix).limit_denominator(10**6), clump)
+    if ahead < 0 or ahead != int(ahead): raise ValueError(f'ahead is {ahead}: it is a whole number, 0 for no preparation')
+    return Stream(source, batch, seed, clean, Fraction(mix).limit_denominator(10**6), clump, ahead)
 
-# %% ../nbs/02_data.ipynb #df8516f8
-class _Ahead:
-    def __init__(self, stream, depth, workers):
-        self.stream, self.depth, self.todo = stream, depth, OrderedDict()
-        self.pool = ThreadPoolExecutor(workers, thread_name_prefix='data')
-    def __call__(self, step, shard=0, shards=1):
-        "Batch `step`, and start on the next ones."
-        for k in [k for k in self.todo if not (k[1:] == (shard, shards) and step <= k[0] <= step+self.depth)]: self.todo.pop(k).cancel()
-        for k in range(step, step+self.depth+1):
-            if (k, shard, shards) not in self.todo: self.todo[k, shard, shards] = self.pool.submit(self.stream, k, shard, shards)
-        return self.todo.pop((step, shard, shards)).result()
-
+# %% ../nbs/02_data.ipynb #9e601da4
 def ahead(
     stream,     # any (step, shard, shards) -> Batch
-    depth=2,    # batches to prepare in advance
+    depth=4,    # batches to prepare in advance
     workers=1,  # threads that prepare them
-):              # the same function, answering sooner when asked in order
-    "Prepare the next batches while the network trains on this one."
-    return _Ahead(stream, depth, workers)
+)->Soon:        # the same function, answering sooner when asked in order
+    "Prepare the next batches while the network trains on this one; `stream` does it by itself."
+    return Soon(stream, depth, workers)

@@ -91,6 +91,7 @@ class Print(NamedTuple):
     whole: int         # hash of the whole picture
     size: tuple        # (width, height)
 
+# %% ../nbs/02b_leaks.ipynb #38637487
 def fingerprint(
     img,       # picture (3,H,W) in [0,1]
     n=400,     # places to remember
@@ -119,6 +120,7 @@ def _keys(bits, b):
     for j,i in enumerate(range(b, 64, 4)): out |= ((bits >> np.uint64(i)) & np.uint64(1)).astype(np.uint32) << np.uint32(j)
     return out
 
+# %% ../nbs/02b_leaks.ipynb #d2a58520
 def similar(
     query,       # (n,) uint64
     known,       # (m,) uint64

@@ -34,6 +34,11 @@ const look = () => ({
   links: [...document.querySelectorAll('a[href]')].map(a => a.href),
 });
 
+// Formulas and their numbers do not cover one another.
+const covered = () => [...document.querySelectorAll('.katex-html > .tag')].filter(t => {
+  const r = t.getBoundingClientRect(); return [...t.parentElement.querySelectorAll(':scope > .base')].some(b => b.getBoundingClientRect().right > r.left + parseFloat(getComputedStyle(t).paddingLeft) + 1);
+}).length;
+
 // Serious violations that axe finds; in the dark only the colours are new.
 async function accessible(page, name, mode) {
   const options = mode === 'dark' ? { runOnly: ['color-contrast'] } : { resultTypes: ['violations'] };
@@ -54,6 +59,8 @@ async function visit(name) {
   s.raw.forEach(r => note(name, 'formula not set', r));
   if (!s.title || s.title.startsWith('#')) note(name, 'title', s.title);
   await page.evaluate(axe);
+  const under = await page.evaluate(covered);
+  if (under) note(name, 'formulas under their numbers', under);
   await accessible(page, name, 'light'); await shot('light');
   await page.emulateMedia({ colorScheme: 'dark' });
   await page.waitForFunction(() => document.documentElement.classList.contains('quarto-dark')); await page.waitForTimeout(200);
@@ -108,8 +115,24 @@ async function hands() {
   return { curtain, moved, toggles: light !== dark };
 }
 
+// A stranger's way, by clicking what is written: from the home page through links with these texts to a page that shows `want`.
+async function walk(way, want) {
+  const { context, page } = await open('index.html', { viewport: { width: 1300, height: 900 } });
+  for (const text of way) {
+    await page.locator('main a, #TOC a, #quarto-sidebar a').filter({ hasText: text }).first().click({ timeout: 5000 });
+    await page.waitForLoadState('load'); await page.waitForTimeout(100);
+  }
+  const end = { clicks: way.length, at: page.url().slice(base.length + 1), seen: (await page.locator('main').innerText()).includes(want) };
+  const hash = end.at.split('#')[1];
+  end.near = hash ? await page.evaluate(h => { const e = document.getElementById(h); return !!e && Math.abs(e.getBoundingClientRect().top) < innerHeight; }, decodeURIComponent(hash)) : true;
+  await page.screenshot({ path: `${out}/walk_${way.at(-1).replace(/\W+/g, '_')}.png` });
+  await context.close();
+  return end;
+}
+
 const words = (process.env.SEARCH || 'match_timestep').split(',');
+const walks = {}; for (const [k, [way, want]] of Object.entries(JSON.parse(process.env.WALKS || '{}'))) walks[k] = await walk(way, want).catch(e => ({ error: e.message.slice(0, 300) }));
 const found = {}; for (const w of words) found[w] = await search(w);
-const result = { pages: pages.length, maths: Object.fromEntries(Object.entries(seen).map(([k, s]) => [k, s.maths])), found, hands: await hands(), problems };
+const result = { pages: pages.length, maths: Object.fromEntries(Object.entries(seen).map(([k, s]) => [k, s.maths])), found, walks, hands: await hands(), problems };
 console.log(JSON.stringify(result, null, 1));
 await browser.close();

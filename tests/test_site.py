@@ -5,7 +5,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/'tools'))
-import docs_api, docs_nav, docs_polish, docs_readme, docs_stage, import_graph
+import check_numbers, docs_api, docs_nav, docs_polish, docs_readme, docs_stage, import_graph
 
 def notebook(path, *cells):
     "Write a notebook of (kind, source) cells."
@@ -57,6 +57,38 @@ def test_imports_go_downhill():
     g = import_graph.graph(ROOT/'dtir_nb')
     assert g and all(b < a for a in g for b in g[a])
 
+def test_every_number_can_be_traced():
+    assert check_numbers.check() == []
+
+@pytest.fixture
+def book(tmp_path):
+    "A book of one page with one claim of each kind, a record, and a slow cell."
+    res = tmp_path/'nbs/experiments/results'; res.mkdir(parents=True); (tmp_path/'tools').mkdir()
+    (res/'run.json').write_text(json.dumps(dict(result={'a.b': [dict(psnr=23.456), 4]})))
+    nb = notebook(tmp_path/'nbs/p.ipynb', ('markdown', 'It gains 3.46 dB, that is 17 % of $20\\,\\mathrm{x}$; noise is 14.15 dB; the page says 1.25 s. `9 dB` and [7 dB](u9dB) [x](9 dB)'), ('code', 'f()'), ('code', '#| slow\ng()'))
+    d = json.loads(nb.read_text()); d['cells'][1]['outputs'] = [dict(output_type='stream', text='took 1.2480')]; d['cells'][2] |= dict(id='s', outputs=[dict(output_type='stream', text='8 of 9')]); nb.write_text(json.dumps(d))
+    rows = [('3.46 dB', 'record', "a-20; a=run.json#result.'a.b'.0.psnr"), ('17 %', 'defined', 'a setting'), ('14.15 dB', 'derived', '20*1.415/2'), ('1.25 s', 'page', ''), ('7 dB', 'paper', 'Table 1')]
+    (tmp_path/'tools/numbers.tsv').write_text('\n'.join('\t'.join(('p.ipynb', *r)) for r in rows)+'\n')
+    check_numbers.keep(tmp_path)
+    return tmp_path
+
+def test_a_sound_book_passes(book): assert check_numbers.check(book) == []
+
+@pytest.mark.parametrize('where, old, new, says', [
+    ('nbs/p.ipynb', '3.46 dB', '3.47 dB', '"3.47 dB" is not in'),                   # another number than the one that was listed
+    ('tools/numbers.tsv', 'a-20', 'a-19', 'its source gives 4.456'),                # the record says something else
+    ('nbs/experiments/results/run.json', '23.456', '23.5', 'its source gives 3.5'), # the run was repeated, the prose was not
+    ('nbs/p.ipynb', '1.2480', '1.31', 'no output or test of the page'),
+    ('tools/numbers.tsv', 'a setting', '', 'says nothing of its source'),
+    ('tools/numbers.tsv', '20*1.415/2', 'print(1)', 'not arithmetic'),
+    ('nbs/p.ipynb', '8 of 9', '9 of 9', 'slow cell s'),                             # an output changed by hand
+    ('nbs/p.ipynb', 'g()', 'h()', 'slow cell s'),                                   # a source changed, its output not
+    ('nbs/p.ipynb', '1.25 s', 'a while', 'but not on the page')])
+def test_a_number_without_a_source_fails(book, where, old, new, says):
+    p = book/where; text = p.read_text(); assert old in text
+    p.write_text(text.replace(old, new, 1))
+    assert any(says in b for b in check_numbers.check(book)), check_numbers.check(book)
+
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
     "The built site, served on loopback: (address, folder)."
@@ -86,6 +118,10 @@ def browser():
     if not Path(os.environ.get('CHROMIUM', '/usr/bin/chromium')).exists(): return 'no Chromium'
     return '' if (ROOT/'node_modules/playwright-core').exists() and (ROOT/'node_modules/axe-core').exists() else 'no node_modules: run tools/install_browser.sh'
 
+# from the home page, in three clicks: (texts of the links, what the page at the end shows)
+WALKS = {'the proof of the orthogonality loss': (['See a proof: the orthogonality loss', 'The loss, from two vectors'], 'assert_close')}
+if (ROOT/'nbs/tutorials/restore_a_photo.ipynb').exists(): WALKS['a photo of one\'s own'] = (['Restore a photo of your own'], 'dtir restore')
+
 @pytest.mark.slow
 @pytest.mark.skipif(bool(browser()), reason=browser())
 def test_every_page_in_a_browser(site, tmp_path):
@@ -93,10 +129,11 @@ def test_every_page_in_a_browser(site, tmp_path):
     address, out = site
     shots = Path(os.environ.get('SITE_SHOTS', tmp_path)); shots.mkdir(parents=True, exist_ok=True)
     pages = sorted(p.relative_to(out).as_posix() for p in out.rglob('*.html'))
-    r = subprocess.run(['node', ROOT/'tests/site.mjs', address, shots, *pages], capture_output=True, text=True, timeout=1800, env=dict(os.environ, SEARCH='match_timestep,load_image'))
+    r = subprocess.run(['node', ROOT/'tests/site.mjs', address, shots, *pages], capture_output=True, text=True, timeout=1800, env=dict(os.environ, SEARCH='match_timestep,load_image', WALKS=json.dumps(WALKS)))
     assert r.returncode == 0, r.stderr[-2000:]
     d = json.loads(r.stdout)
     assert d['problems'] == [], '\n'.join(f"{p['page']}: {p['what']}: {p['detail']}" for p in d['problems'])
     assert 'matching.html#match_timestep' in d['found']['match_timestep'] and 'core.html#load_image' in d['found']['load_image']
+    for name, w in d['walks'].items(): assert w.get('seen') and w['near'] and w['clicks'] <= 3, (name, w)
     assert d['hands']['toggles'] and (d['hands']['moved'] or not d['hands']['curtain'])
     assert sum(n > 0 for n in d['maths'].values()) > 5
