@@ -144,11 +144,14 @@ def test_p4_a_killed_worker_is_replaced_and_nothing_listens_but_on_loopback(one,
 
 @slow
 def test_p10_p18_a_stopped_parent_says_85_a_killed_one_leaves_no_orphans(one, tmp_path):
-    run = tmp_path/'run'; p = dtir_run(run); after_steps(run, 2); q = dtir_run(run); assert q.wait(200) == 73, q.stderr.read()      # P17: the parent's lock
-    p.send_signal(signal.SIGTERM); out, err = p.communicate(timeout=300); assert p.returncode == 85 and 'start again' in err, (out, err)
-    p = dtir_run(run); after_steps(run, len(tr.read_log(run/'pretrain'))+1); family = [p.pid, *(a := below(p.pid)), *(w for x in a for w in below(x))]; assert len(family) >= 4
-    p.kill(); p.wait(); time.sleep(1.5); assert not [c for c in family[1:] if os.path.exists(f'/proc/{c}') and open(f'/proc/{c}/stat').read().rsplit(')', 1)[1].split()[0] != 'Z']
-    p = dtir_run(run, workers=1); assert p.wait(600) == 0 and same(run, one)                                                       # and on with one worker
+    run, more = tmp_path/'run', ('--set', 'pre=300', '--set', 'save_every=20'); p = dtir_run(run, *more); after_steps(run, 2)
+    p.send_signal(signal.SIGTERM); out, err = p.communicate(timeout=400); assert p.returncode == 85 and 'start again' in err and 0 < read_step(run) < 300, (out, err)
+    p = dtir_run(run, *more); after_steps(run, len(tr.read_log(run/'pretrain'))+1); family = [*(a := below(p.pid)), *(w for x in a for w in below(x))]; assert len(family) >= 3
+    p.kill(); p.wait(); time.sleep(1.5); assert not [c for c in family if os.path.exists(f'/proc/{c}') and open(f'/proc/{c}/stat').read().rsplit(')', 1)[1].split()[0] != 'Z']
+    p = dtir_run(run, *more, workers=1); assert p.wait(900) == 0                                                                   # and on with one worker
+    assert line(*TINY, *more, '--out', tmp_path/'plain')[0] == 0 and same(run, tmp_path/'plain')
+
+def read_step(run): return ck.load_checkpoint(run/'pretrain').step
 
 @slow
 def test_a_known_error_of_the_workers_is_the_code_of_the_parent(tmp_path):
