@@ -76,6 +76,7 @@ class Size:
     pairs:int=16           # crops from which t* is found
     embedded:bool=False    # learn from the embedded photographs, for a trial of the machine
 
+# %% ../../nbs/experiments/protocol.ipynb #a43cc6ca
 SIZES = {s.name: s for s in (Size(), Size('tiny', steps=8, steps_b=8, patch=32, batch=4, samples=4, pairs=1, embedded=True), Size('full', 'paper', 400_000, 1_500_000, 128, 16, 5e-5))}
 
 def root():
@@ -94,6 +95,7 @@ def middle(x, side):
     "The central square of a picture (3,H,W), or as much of it as there is."
     h, w = (max(n-side, 0)//2 for n in x.shape[1:]); return x[:, h:h+side, w:w+side]
 
+# %% ../../nbs/experiments/protocol.ipynb #f12c219d
 @lru_cache(None)
 def pictures(part, embedded=False, side=192):
     "Pictures to learn from, as a list, or middles to score, as a batch."
@@ -221,6 +223,7 @@ def task_source(size, r, task, strength='source'):
     imgs = pictures('train', size.embedded)[:r.few]
     return Synthetic(imgs, task, None if strength is None else getattr(STRENGTHS[task], strength), patch=size.patch, bad='trust', **(dict(degrade=disturbed) if r.augment else {}))
 
+# %% ../../nbs/experiments/protocol.ipynb #f33d9832
 def settings(r, choice):
     "The `FinetuneConfig` of a row, with the chosen weights."
     picked = {('lam_reg' if k=='l2' else k): choice[k] for k in r.choice}
@@ -280,6 +283,7 @@ def scores_public(f, task, size):
     if size.embedded: return {}
     return {n: scored(f, *zip(*[(x[0], y[0]) for x,y in public(n)])) for n in PUBLIC.get(task, ())}
 
+# %% ../../nbs/experiments/protocol.ipynb #4f1f38aa
 def examine(net, tasks, t, size, parts=('val','test')):
     "All scores of a network, and the generation loss that it kept."
     out = {}
@@ -322,6 +326,7 @@ def jobs(
     L += [one('sweeps', n, [t], s, r) for n,r in SWEEPS.items() for s in seeds for t in SWEEP_TASKS]
     return L
 
+# %% ../../nbs/experiments/protocol.ipynb #c59f865b
 def read_choice(out, size):
     "What validation chose, or None as long as it has not."
     p = Path(out)/size.name/'choice.json'
@@ -332,6 +337,7 @@ def nuisance(r, task, part='val'):
     v = [x for n in NUISANCE for x in r['result'][task][part][n]['psnr']]; return sum(v)/len(v)
 def source(r, task, part='val'): v = r['result'][task][part]['source']['psnr']; return sum(v)/len(v)
 
+# %% ../../nbs/experiments/protocol.ipynb #89192def
 def choose(out, size, keep=.3):
     "Apply the rule to the records of `select` and write choice.json."
     get = lambda n: [json.loads((Path(out)/size.name/'select'/slug(n)/f'{t}-s{SELECT_SEED}.json').read_text()) for t in SWEEP_TASKS]
@@ -385,6 +391,7 @@ def work(
             for f in [pool.submit(_pre, *k) for k in needed(js[i:i+8])]: f.result()
             for f in as_completed([pool.submit(_one, p, k) for _,p,k in js[i:i+8]]): say('{}: {:.0f} s'.format(*f.result()))
 
+# %% ../../nbs/experiments/protocol.ipynb #b1811096
 def main(argv=None):
     ap = argparse.ArgumentParser(prog='python -m dtir_nb.experiments.protocol', description='Run the experiments that have no record yet; cut ones go on.')
     ap.add_argument('--out', default='nbs/experiments/results/claims'); ap.add_argument('--size', default='small', choices=SIZES)
