@@ -10,6 +10,7 @@ import hashlib, io, json, os, queue, re, select, signal, subprocess, sys, thread
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import torch
+from fastcore.basics import patch
 from PIL import Image, ImageCms
 from tqdm.auto import tqdm
 from .core import FORMATS, ImageError, load_image
@@ -126,13 +127,16 @@ class Child:
         if line: return json.loads(line)
         rc = self.stop()
         return dict(code='E_TIMEOUT', why=f'no answer within {seconds:g} s') if line is None else dict(code='E_CRASH', why=f'the decoder died ({signal.Signals(-rc).name if rc < 0 else rc})')
-    def stop(self):
-        "End the process, whatever it is doing."
-        if self.p is None: return 0
-        rc = self.p.poll()
-        if rc is None: self.p.kill()
-        self.p.stdin.close(); rc = self.p.wait(); self.p.stdout.close(); self.p = None
-        return rc
+
+# %% ../nbs/01a_inspection.ipynb #c9d3b211
+@patch
+def stop(self:Child):
+    "End the process, whatever it is doing."
+    if self.p is None: return 0
+    rc = self.p.poll()
+    if rc is None: self.p.kill()
+    self.p.stdin.close(); rc = self.p.wait(); self.p.stdout.close(); self.p = None
+    return rc
 
 # %% ../nbs/01a_inspection.ipynb #8c1a0db5
 def _ask(child, job, seconds):
