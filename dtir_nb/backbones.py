@@ -70,6 +70,11 @@ def _mirror(n, extra, device):
     i = torch.arange(n+extra, device=device) % max(2*n-2, 1)
     return torch.minimum(i, 2*n-2-i) if n > 1 else i*0
 
+def _by_pixel(img):
+    "The same picture with the channels of a pixel side by side in memory; as it is under `vmap`, which has no such order."
+    try: return img.contiguous(memory_format=torch.channels_last)
+    except RuntimeError: return img
+
 # %% ../nbs/04_backbones.ipynb #c5d6e464
 class NAFNet(nn.Module):
     "Chen et al. 2022, *Simple Baselines for Image Restoration*; parameter names are those of the public checkpoints."
@@ -93,7 +98,7 @@ class NAFNet(nn.Module):
 
     def forward(self, img:Tensor)->Tensor:
         H,W = img.shape[-2:]
-        x = pad_to(img, 2**len(self.downs), 'zero').contiguous(memory_format=torch.channels_last)   # a third faster: norms and 1×1 convolutions read whole pixels
+        x = _by_pixel(pad_to(img, 2**len(self.downs), 'zero'))   # a third faster: norms and 1×1 convolutions read whole pixels
         h, skips = self.intro(x), []
         for blocks,down in zip(self.encoders, self.downs): h = blocks(h); skips.append(h); h = down(h)
         h = self.middle_blks(h)

@@ -60,6 +60,7 @@ def write_file(
         os.fsync(fd)
     finally: os.close(fd)
 
+# %% ../nbs/07_checkpoints.ipynb #675f569a
 def sync_dir(path):
     "Wait until the names in a directory are on the disk."
     fd = os.open(path, os.O_RDONLY)
@@ -97,6 +98,7 @@ def remove(path):
     for f in os.listdir(gone): os.unlink(gone/f)
     os.rmdir(gone)
 
+# %% ../nbs/07_checkpoints.ipynb #af19cef7
 def write_dir(
     path,        # must not exist yet; its parent must
     files:dict,  # name -> bytes
@@ -114,8 +116,8 @@ def write_dir(
         if e.errno not in _FULL: raise
         raise CheckpointError(path, 'E_DISK', f'{need} bytes needed, {shutil.disk_usage(path.parent).free} free ({e.strerror}). Older checkpoints are intact: make room and start again') from None
 
-# %% ../nbs/07_checkpoints.ipynb #79504df6
-FORMAT = 1   # raise it when the layout changes, and keep reading the old ones
+# %% ../nbs/07_checkpoints.ipynb #73ce9386
+FORMAT = 2   # raise it when the layout changes, and keep reading the old ones; 2 added the loss scale of float16
 
 def environment()->dict:
     "What the last bit of a training step may depend on, besides the code."
@@ -131,6 +133,7 @@ def sign(
     body = dict(format=FORMAT, step=step, score=score, made_by=environment(), files={n: dict(bytes=len(b), sha256=sha256(b)) for n,b in files.items()})
     return canonical(dict(body=body, sha256=sha256(canonical(body))))
 
+# %% ../nbs/07_checkpoints.ipynb #26061422
 def read_manifest(
     path,       # directory of one checkpoint
 )->dict:        # format, step, score, files, made_by
@@ -172,6 +175,7 @@ class Checkpoint(NamedTuple):
     state: dict         # all else
     path: Path          # where it lay
     bad: tuple = ()     # newer ones that were damaged: which file, and why
+    format: int = FORMAT # version of the layout in which it was written
 
 def checkpoints(run)->list:
     "Directories of the checkpoints of a run, newest first, verified or not."
@@ -184,8 +188,9 @@ def _read_checkpoint(path):
     if odd: warnings.warn(f'{path.name} was written elsewhere: {", ".join(f"{k} was {b}, is {a}" for k,(a,b) in odd.items())}. It loads, but the run may differ in its last bits')
     try: tensors = {Path(n).stem: st_load(b) for n,b in files.items() if n.endswith('.safetensors')}
     except SafetensorError as e: raise CheckpointError(path, 'E_DAMAGED', f'not a safetensors file: {e}') from None
-    return Checkpoint(body['step'], tensors, json.loads(files['state.json']), path)
+    return Checkpoint(body['step'], tensors, json.loads(files['state.json']), path, format=body['format'])
 
+# %% ../nbs/07_checkpoints.ipynb #29380310
 def load_checkpoint(
     run,         # directory of the run
     step=None,   # this step, and no other; None: the newest that is whole
@@ -291,6 +296,7 @@ def _digest(tensors, config):
         h.update(canonical([k, str(v.dtype), list(v.shape)])); h.update(v.reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
+# %% ../nbs/07_checkpoints.ipynb #8c77b8b9
 def save_net(
     net:nn.Module,   # its state_dict is saved
     path,            # a .safetensors file; an older one is replaced only when the new one is whole
@@ -307,6 +313,7 @@ def save_net(
         raise CheckpointError(path, 'E_DISK' if e.errno in _FULL else 'E_WRITE', f'{e.strerror}; {len(data)} bytes needed. Is there such a folder, and room?') from None
     return path
 
+# %% ../nbs/07_checkpoints.ipynb #caf6e056
 def read_net(
     path,       # a file from `save_net`
     pin=None,   # the SHA-256 that the file must have, as its author published it
@@ -322,6 +329,7 @@ def read_net(
     if digest != _digest(tensors, config): raise CheckpointError(path, 'E_DAMAGED', 'its digest is not the one that was written: fetch it again')
     return tensors, config
 
+# %% ../nbs/07_checkpoints.ipynb #8a188cb6
 def load_net(
     path,       # a file from `save_net`
     build,      # build(config) -> nn.Module to fill; `lambda _: net` fills one that exists
@@ -370,6 +378,19 @@ def _convert(src, dst, key, max_bytes):
     except CheckpointError as e: sys.exit(str(e))
     except Exception as e: sys.exit(f'E_FOREIGN: {os.fspath(src)!a}: refused: {str(e).splitlines()[0][:200] if str(e) else type(e).__name__}')
 
+# %% ../nbs/07_checkpoints.ipynb #cb3a4c5b
+def _in_child(path, key, max_bytes):
+    "Run `_convert` in a process of its own; the tensors it wrote."
+    env = {k:v for k,v in os.environ.items() if not k.startswith('TORCH_FORCE')} | {'PYTHONPATH': str(Path(__file__).parents[1])}
+    with tempfile.TemporaryDirectory() as d:
+        run = [sys.executable, '-c', 'import sys; from dtir_nb.checkpoints import _convert; _convert(*sys.argv[1:])', str(path), f'{d}/w.safetensors', key, str(max_bytes)]
+        try: r = subprocess.run(run, env=env, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
+        except subprocess.TimeoutExpired: raise CheckpointError(path, 'E_FOREIGN', 'took more than ten minutes') from None
+        if r.returncode:
+            code, _, why = ([l for l in r.stderr.splitlines() if l.startswith('E_')] or [f'E_FOREIGN: : the reader died ({r.returncode})'])[-1].partition(': ')
+            raise CheckpointError(path, code, why.partition(': ')[2])
+        return st_load(read_file(f'{d}/w.safetensors'))
+
 def import_weights(
     path,                # a .pth/.pt of somebody else, or a .safetensors
     key='',              # where in it the weights are, e.g. 'params_ema' or 'state.model'
@@ -382,12 +403,4 @@ def import_weights(
         try: return st_load(read_file(path))
         except SafetensorError as e: raise CheckpointError(path, 'E_FOREIGN', f'not a safetensors file: {e}') from None
     with open(path, 'rb') as f: check_zip(f, max_bytes)
-    env = {k:v for k,v in os.environ.items() if not k.startswith('TORCH_FORCE')} | {'PYTHONPATH': str(Path(__file__).parents[1])}
-    with tempfile.TemporaryDirectory() as d:
-        run = [sys.executable, '-c', 'import sys; from dtir_nb.checkpoints import _convert; _convert(*sys.argv[1:])', str(path), f'{d}/w.safetensors', key, str(max_bytes)]
-        try: r = subprocess.run(run, env=env, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
-        except subprocess.TimeoutExpired: raise CheckpointError(path, 'E_FOREIGN', 'took more than ten minutes') from None
-        if r.returncode:
-            code, _, why = ([l for l in r.stderr.splitlines() if l.startswith('E_')] or [f'E_FOREIGN: : the reader died ({r.returncode})'])[-1].partition(': ')
-            raise CheckpointError(path, code, why.partition(': ')[2])
-        return st_load(read_file(f'{d}/w.safetensors'))
+    return _in_child(path, key, max_bytes)

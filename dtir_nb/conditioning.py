@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from .core import check_steps, rng
+from fastcore.basics import patch
+from .core import rng
 from .schedule import Schedule, at, time_embedding
 
 # %% ../nbs/05_conditioning.ipynb #f4d4cb6f
@@ -39,6 +40,14 @@ class Slot:
     "Holds the time embedding for the length of one call."
     def __init__(self): self.e, self.recompute = None, False
 
+def _act(h, e, mods, dim):
+    "Modules `(h, e) -> h` on features of any layout, whose channels are dimension `dim`."
+    v = h.movedim(dim, 1); shape = v.shape
+    v = v if v.ndim==4 else v.flatten(2)[...,None]
+    for m in mods: v = m(v, e)
+    return (v if v.shape==shape else v.reshape(shape)).movedim(1, dim)   # an idle reshape would spoil the layout of a single picture
+
+# %% ../nbs/05_conditioning.ipynb #785bfb90
 class Site(nn.Module):
     "A submodule of somebody else's network, with modules `(h, e) -> h` acting on its output."
     def __init__(self,
@@ -52,11 +61,7 @@ class Site(nn.Module):
     def act(self, e, *args, **kw):
         "Run the submodule, then what acts on its output."
         h = self.inner(*args, **kw)
-        if e is None: return h
-        v = h.movedim(self.dim, 1); shape = v.shape
-        v = v if v.ndim==4 else v.flatten(2)[...,None]
-        for m in self.mods: v = m(v, e)
-        return (v if v.shape==shape else v.reshape(shape)).movedim(1, self.dim)   # an idle reshape would spoil the layout of a single picture
+        return h if e is None else _act(h, e, self.mods, self.dim)
 
     def forward(self, *args, **kw):
         if self.slot.recompute and torch.is_grad_enabled(): return checkpoint(self.act, self.slot.e, *args, use_reentrant=False, **kw)
@@ -190,30 +195,37 @@ class Clocked(nn.Module):
         for s in self.sites: _set(self.net, s.name, Site(self.net.get_submodule(s.name), self.slot, s.dim))
         self.add(make)
 
-    @property
-    def T(self)->int: return self.schedule.T
-    def site(self, info): return self.net.get_submodule(info.name)
+# %% ../nbs/05_conditioning.ipynb #facb8273
+@patch(as_prop=True)
+def T(self:Clocked)->int: return self.schedule.T
 
-    def add(self, make, where=None):
-        "Append `make(channels, emb_dim)` to the sites (those named in `where`, default all), in place."
-        for s in self.sites:
-            if where is None or s.name in where: self.site(s).mods.append(make(s.channels, self.emb_dim).to(self.levels.device))
-        return self
+@patch
+def site(self:Clocked, info): return self.net.get_submodule(info.name)
 
-    def forward(self,
-        img:Tensor,  # pictures (B,3,H,W) at natural brightness
-        t,           # steps (B,) int64 in 0..T, or one int for all
-        *args,       # further inputs of the wrapped network
-    )->Tensor:       # estimate of the clean pictures, (B,3,H,W)
-        "The clean picture as the network sees it at step `t`: one pass."
-        t = torch.as_tensor(t, device=img.device).expand(len(img)) if not isinstance(t, Tensor) or t.ndim==0 else t
-        if t.device.type=='cpu' and not torch.compiler.is_compiling(): check_steps(t, self.T)
-        c = self.scales(at(self.levels, t, img))
-        self.slot.e = self.embed(time_embedding(t, 64, self.T).to(self.embed[0].weight.dtype))
-        try: out = self.net(c.c_in*(img-c.m), *args)
-        finally: self.slot.e = None
-        if out.shape != img.shape: raise ValueError(f'{type(self.net).__name__} returned shape {tuple(out.shape)} for a picture of shape {tuple(img.shape)}: a restoration network keeps the size (pad inside, and crop)')
-        return c.m + c.c_skip*(img-c.m) + c.c_out*out
+@patch
+def add(self:Clocked, make, where=None):
+    "Append `make(channels, emb_dim)` to the sites (those named in `where`, default all), in place."
+    lost = [n for n in where or () if n not in {s.name for s in self.sites}]
+    if lost: raise ValueError(f'where names {lost[0]!r}, which is no site; sites are {", ".join(s.name for s in self.sites)}')
+    for s in self.sites:
+        if where is None or s.name in where: self.site(s).mods.append(make(s.channels, self.emb_dim).to(self.levels.device))
+    return self
+
+# %% ../nbs/05_conditioning.ipynb #c9d3b211
+@patch
+def forward(self:Clocked,
+    img:Tensor,  # pictures (B,3,H,W) at natural brightness
+    t,           # steps (B,) int64 in 0..T, or one int for all
+    *args,       # further inputs of the wrapped network
+)->Tensor:       # estimate of the clean pictures, (B,3,H,W)
+    "The clean picture as the network sees it at step `t`: one pass."
+    c = self.scales(at(self.levels, t, img))      # `at` refuses steps outside 0..T
+    t = torch.as_tensor(t, device=img.device).expand(img.shape[0])   # a length would be frozen in an exported graph
+    self.slot.e = self.embed(time_embedding(t, 64, self.T).to(self.embed[0].weight.dtype))
+    try: out = self.net(c.c_in*(img-c.m), *args)
+    finally: self.slot.e = None
+    if out.shape != img.shape: raise ValueError(f'{type(self.net).__name__} returned shape {tuple(out.shape)} for a picture of shape {tuple(img.shape)}: a restoration network keeps the size (pad inside, and crop)')
+    return c.m + c.c_skip*(img-c.m) + c.c_out*out
 
 # %% ../nbs/05_conditioning.ipynb #b66417ff
 def _set(net, name, module):
@@ -235,6 +247,7 @@ def _as_infos(net, sites, args):
         if n not in found: raise ValueError(f'sites names {n!r}, but no features (B,C,H,W) with more than 3 channels leave it exactly once per call')
     return [found[n] for n in names]
 
+# %% ../nbs/05_conditioning.ipynb #548892bd
 def add_sites(
     net:Clocked,  # a network that has a clock
     make,         # make(channels, emb_dim) -> module (h, e) -> h, for instance `MoE`

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['by_score', 'by_diffusing', 'by_reversing', 'mse', 'mse_of_gradients', 'mse_less_mean', 'last_step', 'match_curve',
-           'match_timestep', 'Match', 'match', 'plot_curves', 'referee']
+           'match_timestep', 'Match', 'match', 'plot_curves', 'by_finetuning', 'referee']
 
 # %% ../nbs/10_matching.ipynb #cecf2bff
 import copy
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from .core import Batch, check_images, check_steps
-from .schedule import Schedule, add_noise, reverse
+from .schedule import Schedule, _same, add_noise, reverse
 from .training import FitConfig, fit
 
 # %% ../nbs/10_matching.ipynb #b26e5c66
@@ -48,8 +48,10 @@ def mse_less_mean(a, b):
 # %% ../nbs/10_matching.ipynb #21aed276
 def last_step(sched, alpha=.5):
     "The last step at which the network still sees a share `alpha` of the signal's amplitude: where the search ends by default."
+    if not 0 < alpha <= 1: raise ValueError(f'alpha is {alpha}: a share of the amplitude lies in (0,1]')
     return int((sched.alpha >= alpha).nonzero().max().clamp(min=1))
 
+# %% ../nbs/10_matching.ipynb #80599b9a
 @torch.no_grad()
 def match_curve(
     net,               # net(img, t) -> estimate of the clean images
@@ -66,11 +68,14 @@ def match_curve(
     check_images(x, 'x'); check_images(y, 'y')
     if x.shape != y.shape: raise ValueError(f'x has shape {tuple(x.shape)}, y has {tuple(y.shape)}: a pair has one size')
     sched = sched or net.schedule
-    t_max = check_steps(t_max or last_step(sched), sched.T, 't_max', low=1)
+    t_max = check_steps(last_step(sched) if t_max is None else t_max, sched.T, 't_max', low=1)
     n, cols = max(1, chunk//len(x)), []
     for ts in torch.arange(1, t_max+1, device=x.device).split(n):
-        t, k = ts.repeat_interleave(len(x)), len(ts)
-        cols.append(distance(method(net, y.repeat(k,1,1,1), t, sched, gen), x.repeat(k,1,1,1)).view(k,-1).T)
+        t, k = ts.repeat_interleave(len(x)), len(ts); xs = x.repeat(k,1,1,1)
+        out = method(net, y.repeat(k,1,1,1), t, sched, gen); _same(out, xs, "the network's answer", 'the clean pictures')
+        d = distance(out, xs)
+        if d.shape != t.shape: raise ValueError(f'distance returned shape {tuple(d.shape)} for {len(t)} pictures: return one number for each, (B,)')
+        cols.append(d.view(k,-1).T)
     return torch.cat(cols, 1)
 
 # %% ../nbs/10_matching.ipynb #5fdc5c1f
@@ -130,7 +135,7 @@ def plot_curves(
     matches:dict,  # name -> `Match`
     ax=None,       # where to draw
 ):
-    "Each degradation's mean curve as a share of d(y,x), with the spread over pictures and a dot at t*; open where unmatched."
+    "Each degradation's mean curve as a share of d(y,x), its standard error over the pictures, and a dot at t*; open where unmatched."
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(6.5,3), dpi=80)[1]
     for name,o in matches.items():
@@ -140,6 +145,24 @@ def plot_curves(
         ax.plot(o.t, mean.min(), 'o', color=line.get_color(), mfc=None if o.matched else 'white')
     ax.axhline(1, c='k', ls=':', lw=.8); ax.set(xlabel='t', ylabel='d(net(y,t), x) / d(y,x)'); ax.legend(fontsize=7, ncol=2)
     return ax
+
+# %% ../nbs/10_matching.ipynb #f70b4abf
+def by_finetuning(
+    draw,           # stream k -> `Batch` of pairs to train on
+    cfg:FitConfig,  # how long and how fast
+):                  # a way to ask, like `by_score`
+    "Ask a copy of the network that was briefly fine-tuned (plain L1) at just that step; trained when first asked."
+    tuned = {}
+    def train(net, t):
+        def step(n, batch, gen, reduce): return {'loss': (n(batch.y, t)-batch.x).abs().mean()}
+        with torch.enable_grad(): return fit(copy.deepcopy(net), draw, step, cfg).eval()
+    def ask(net, y, t, sched, gen=None):
+        out = torch.empty_like(y)
+        for k in t.unique().tolist():
+            if k not in tuned: tuned[k] = train(net, k)
+            out[t==k] = tuned[k](y[t==k], k)
+        return out
+    return ask
 
 # %% ../nbs/10_matching.ipynb #b117e595
 def referee(
@@ -151,10 +174,7 @@ def referee(
     distance=mse,   # d(a,b) -> (B,)
 )->dict:            # t -> (N,) distances after fine-tuning at t
     "What a short plain fine-tune (L1) at each time step reaches on `pairs` (Fig. 3b, d)."
-    out = {}
-    for t in steps_t:
-        check_steps(t, net.schedule.T, low=0)
-        def step(n, batch, gen, reduce): return {'loss': (n(batch.y, t)-batch.x).abs().mean()}
-        tuned = fit(copy.deepcopy(net), draw, step, cfg).eval()
-        with torch.no_grad(): out[t] = torch.cat([distance(tuned(y, t), x) for x,y in _pairs(pairs)])
-    return out
+    for t in steps_t: check_steps(t, net.schedule.T, 'steps_t', low=0)
+    ask, pairs = by_finetuning(draw, cfg), _pairs(pairs)
+    at_step = lambda y, t: ask(net, y, torch.full((len(y),), t, device=y.device), net.schedule)
+    with torch.no_grad(): return {t: torch.cat([distance(at_step(y, t), x) for x,y in pairs]) for t in steps_t}

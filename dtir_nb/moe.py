@@ -32,6 +32,7 @@ class Expert(nn.Module):
 # %% ../nbs/14_moe.ipynb #f0771e3e
 def _exporting(): return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
+# %% ../nbs/14_moe.ipynb #5c3266a0
 class MoE(nn.Module):
     "Adapters $h+\\sum_{top-k}p_eA_e(h)$; a router reads time embedding and pooled features (Fig. 6(d)). The identity at the start."
     def __init__(self,
@@ -43,6 +44,7 @@ class MoE(nn.Module):
     ):
         super().__init__()
         if not 1 <= k <= n: raise ValueError(f'k is {k}: a picture uses between 1 and n={n} experts')
+        if rank is not None and rank < 1: raise ValueError(f'rank is {rank}: an expert has at least one channel inside')
         self.n,self.k,self.rank,self.routing = n,k,rank or 6,None
         self.experts, self.router = nn.ModuleList(Expert(channels, self.rank) for _ in range(n)), nn.Linear(emb_dim+channels, n)
     def gates(self, h, e):
@@ -53,8 +55,17 @@ class MoE(nn.Module):
         return idx, top.softmax(1)
     def forward(self, h:Tensor, e:Tensor)->Tensor:
         "Features (B,C,H,W) and time embedding (B,E) -> features (B,C,H,W)."
-        return h + (dense_mixture if _exporting() else sparse_mixture)(self.experts, h, *self.gates(h, e))
+        if h.shape[0] != e.shape[0] or h.shape[1]+e.shape[1] != self.router.in_features: raise ValueError(f'h has shape {tuple(h.shape)}, e {tuple(e.shape)}: they need one length, and {self.router.in_features} channels together')
+        mix = dense_mixture if _exporting() else _eagerly if torch.compiler.is_compiling() and torch.is_grad_enabled() else sparse_mixture
+        return h + mix(self.experts, h, *self.gates(h, e))
     def __getstate__(self): return {**self.__dict__, 'routing': None}   # the last routing belongs to a batch, not to a copy
+
+# %% ../nbs/14_moe.ipynb #5952eaa8
+def _used(idx, n):
+    "The experts that somebody chose: the others are to get no gradient, not a gradient of zero. All, where nobody learns or nobody can tell (`vmap`)."
+    if not torch.is_grad_enabled(): return list(range(n))
+    try: return idx.unique().tolist()
+    except RuntimeError: return list(range(n))
 
 # %% ../nbs/14_moe.ipynb #44e3c2db
 def sparse_mixture(
@@ -64,14 +75,16 @@ def sparse_mixture(
     p:Tensor,    # their gates (B,k)
 )->Tensor:       # the weighted sum of the chosen experts' outputs, (B,C,H,W)
     "Run each picture's k experts as one adapter, with gathered weights."
-    used = idx.unique().tolist() if torch.is_grad_enabled() else range(len(experts))
-    where = torch.full((len(experts),), 0, device=h.device); where[list(used)] = torch.arange(len(used), device=h.device); idx = where[idx]
+    used = _used(idx, len(experts)); where = torch.zeros(len(experts), dtype=torch.long, device=h.device)
+    where[used] = torch.arange(len(used), device=h.device); idx = where[idx]
     down, deep, bias, up = (torch.stack([getattr(experts[i], w) for i in used])[idx].to(h.dtype) for w in ('down','deep','bias','up'))   # (B,k,r,C) (B,k,r,3,3) (B,k,r) (B,k,C,r)
     (B,C,H,W),r = h.shape, down.shape[1]*down.shape[2]
     a = torch.einsum('brc,bchw->brhw', down.flatten(1,2), h)                                            # (B,kr,H,W)
     a = F.gelu(F.conv2d(a.reshape(1,B*r,H,W), deep.reshape(B*r,1,3,3), bias.reshape(-1), padding=1, groups=B*r)).view(B,r,H,W)
     up = (up*p.to(up)[:,:,None,None]).transpose(1,2).flatten(2)                                         # (B,C,kr), gates folded in
     return torch.einsum('bcr,brhw->bchw', up, a)
+
+_eagerly = torch.compiler.disable(sparse_mixture)   # in training, a compiled network steps out here: who is used differs from batch to batch
 
 # %% ../nbs/14_moe.ipynb #7af83d80
 def dense_mixture(experts, h, idx, p):

@@ -6,8 +6,8 @@
 __all__ = ['CHUNK', 'tree_sum', 'Team', 'exact', 'ddp', 'fork_workers', 'in_turn', 'each_shard', 'join', 'split', 'Drift',
            'digest', 'check_same', 'die_with_parent', 'init_workers', 'roll_call', 'stop_signals']
 
-# %% ../nbs/07a_parallel.ipynb #f847aec0
-import contextlib, ctypes, hashlib, os, queue, signal, sys, tempfile, threading, time, traceback
+# %% ../nbs/07a_parallel.ipynb #66c79bc0
+import contextlib, ctypes, hashlib, os, queue, signal, socket, sys, tempfile, threading, time, traceback
 from datetime import timedelta
 from pathlib import Path
 import torch
@@ -32,10 +32,11 @@ class Team:
         shards=None,   # parts of the batch; None: one per worker
         exact=True,    # add in a fixed order? else as fast as the back end can
         patience=600., # seconds to wait for the others before naming the one that stands still
+        split=None,    # keep the network in slices, see `fsdp` in 07b
     ):
         on = dist.is_available() and dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if on else (0, 1)
-        self.shards, self.exact, self.patience = self.world if shards is None else shards, exact, patience
+        self.shards, self.exact, self.patience, self.split = self.world if shards is None else shards, exact, patience, split
         if self.shards < 1 or self.shards % self.world: raise ValueError(f'{self.shards} shards over {self.world} workers: take a multiple of the workers')
         if exact and self.shards & (self.shards-1): raise ValueError(f'shards={self.shards}: the exact sum wants 1, 2, 4, 8, …; `ddp` takes any number')
         n = self.shards//self.world
@@ -49,6 +50,7 @@ class Team:
         if self.world > 1: total = (_gather_sum if self.exact else _fast_sum)(total.contiguous())
         return total/self.shards
 
+# %% ../nbs/07a_parallel.ipynb #a7f009a6
 def exact(
     shards:int,       # parts of the batch, a power of two and a multiple of the workers
     patience=600.,    # seconds to wait for a worker
@@ -192,6 +194,17 @@ def die_with_parent():
     if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)   # 1 = PR_SET_PDEATHSIG
     if os.getppid() != parent: os._exit(1)                                   # it died in between
 
+def _store(timeout):
+    "The meeting point of the workers of one machine: open on loopback only. None: several machines, or torchrun has opened one."
+    port, rank, world = (int(os.environ[k]) for k in ('MASTER_PORT','RANK','WORLD_SIZE'))
+    if os.environ.get('LOCAL_WORLD_SIZE') != str(world) or os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True': return None
+    for k in ('GLOO_SOCKET_IFNAME', 'NCCL_SOCKET_IFNAME'): os.environ.setdefault(k, 'lo')
+    kw = dict(world_size=world, timeout=timedelta(seconds=timeout), use_libuv=False)
+    if rank: return dist.TCPStore('127.0.0.1', port, is_master=False, **kw)
+    s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(('127.0.0.1', port)); s.listen(world+8)
+    return dist.TCPStore('127.0.0.1', port, is_master=True, master_listen_fd=s.detach(), **kw)
+
+# %% ../nbs/07a_parallel.ipynb #48817c2c
 def init_workers(
     timeout=600,         # seconds after which a silent worker is given up
     deterministic=False, # ask CUDA for operations whose last bit repeats (slower)
@@ -203,9 +216,11 @@ def init_workers(
     die_with_parent()
     dev = torch.device('cuda', int(os.environ['LOCAL_RANK'])) if gpu else torch.device('cpu')
     if gpu: torch.cuda.set_device(dev)
-    dist.init_process_group('nccl' if gpu else 'gloo', timeout=timedelta(seconds=timeout))
+    store = _store(timeout); where = dict(store=store, rank=int(os.environ['RANK']), world_size=int(os.environ['WORLD_SIZE'])) if store else {}
+    dist.init_process_group('nccl' if gpu else 'gloo', timeout=timedelta(seconds=timeout), **where)
     return dev
 
+# %% ../nbs/07a_parallel.ipynb #1bddcc09
 def roll_call(
     timeout=600.,  # seconds
 ):
@@ -217,11 +232,13 @@ def roll_call(
 def stop_signals(
     which=('SIGTERM','SIGINT','SIGUSR1'),   # signals that ask for a stop
 ):                                          # gives a list that holds the signal's name once one came
-    "Note a signal instead of dying of it; the second one kills as usual. Outside the main thread, does nothing."
-    asked, old = [], {}
+    "Note a signal instead of dying of it; a second SIGTERM or SIGINT kills as usual. Outside the main thread, does nothing."
+    asked, old, outer = [], {}, getattr(signal.getsignal(getattr(signal, which[-1])), 'asked', None)
+    if outer is not None: yield outer; return                                            # inside another one: share its list
     def note(s, frame):
         asked.append(signal.Signals(s).name)
-        for n in old: signal.signal(n, signal.SIG_DFL)
+        for n in list(old)[:-1]: signal.signal(n, signal.SIG_DFL)   # the last one keeps this handler, where an inner one finds it
+    note.asked = asked
     if threading.current_thread() is threading.main_thread(): old = {n: signal.signal(n, note) for n in (getattr(signal, w) for w in which)}
     try: yield asked
     finally:

@@ -40,9 +40,10 @@ def gen_loss(
     if t is None: t = torch.randint(1, sched.T+1, (len(x),), generator=gen, device=x.device)
     check_steps(t, sched.T, low=1)
     eps = torch.randn(x.shape, generator=gen, device=x.device, dtype=x.dtype)
-    xhat = net(add_noise(x, t, eps, sched), t)
+    xhat, weight = net(add_noise(x, t, eps, sched), t), gamma(t, sched)
     if xhat.shape != x.shape: raise ValueError(f'net returned shape {tuple(xhat.shape)} for images of shape {tuple(x.shape)}: it has to keep the size')
-    return gamma(t, sched)*((xhat-x)/at(sched.levels, t, x)).square().flatten(1).mean(1)
+    if weight.shape != t.shape: raise ValueError(f'gamma returned shape {tuple(weight.shape)} for {len(t)} steps: one weight for each, (B,)')
+    return weight*((xhat-x)/at(sched.levels, t, x)).square().flatten(1).mean(1)
 
 # %% ../nbs/09_pretraining.ipynb #d7607ae3
 def pretrain_step(net, batch, gen, reduce, gamma=ddpm):

@@ -70,15 +70,29 @@ def level_to_step(
     if not (s > 0).all(): raise ValueError(f's is {s.min().item()}: noise levels are positive, in units of [0,1] images (divide by 255?)')
     return (sched.levels[1:].log() - s[...,None].log()).abs().argmin(-1)+1
 
-# %% ../nbs/03_schedule.ipynb #8df74362
+# %% ../nbs/03_schedule.ipynb #306d1475
+def _readable(t):
+    "Can Python read these numbers without waiting? Not on a GPU, in a compiled graph, or under `vmap`."
+    if t.device.type != 'cpu' or torch.compiler.is_compiling(): return False
+    try: return t.tolist() is not None
+    except RuntimeError: return False
+
 def at(
     v:Tensor,    # (T+1,) a value for each step
-    t,           # steps (B,), or an int
+    t,           # steps (B,), integers in 0..T, or one int for all
     like:Tensor, # (B,C,H,W), gives dtype and device
 )->Tensor:       # (B,1,1,1), ready to multiply with images
-    "The values of `v` at the steps `t`."
-    t = torch.as_tensor(t, device=like.device).expand(len(like)) if not isinstance(t, Tensor) or t.ndim==0 else t
+    "The values of `v` at the steps `t`; steps that can be read are checked."
+    if not isinstance(t, Tensor): t = torch.as_tensor(check_steps(t, len(v)-1), device=like.device)
+    elif _readable(t): check_steps(t, len(v)-1)
+    t = t.expand(like.shape[0]) if t.ndim==0 else t
+    if t.shape[0] != like.shape[0]: raise ValueError(f't holds {len(t)} steps for {len(like)} images: give each its own, or one int for all')
     return v.to(like.device)[t].to(like.dtype).view(-1,1,1,1)
+
+# %% ../nbs/03_schedule.ipynb #8c248a7f
+def _same(a, b, name, other):
+    "Two tensors that must not be broadcast."
+    if a.shape != b.shape: raise ValueError(f'{name} has shape {tuple(a.shape)}, {other} has {tuple(b.shape)}: they have to have one shape')
 
 def add_noise(
     x:Tensor,       # clean images (B,C,H,W) in [0,1]
@@ -87,7 +101,7 @@ def add_noise(
     sched:Schedule,
 )->Tensor:          # z (B,C,H,W), at the brightness of x, not clipped
     "Jump from a clean image straight to step `t`: $z=x+s_tε$ (DDPM eq. 4, divided by $α_t$)."
-    check_images(x, channels=None); check_steps(t, sched.T)
+    check_images(x, channels=None); _same(eps, x, 'eps', 'x')
     return x + at(sched.levels, t, x)*eps
 
 # %% ../nbs/03_schedule.ipynb #ef70dd15
@@ -98,7 +112,7 @@ def predict_noise(
     sched:Schedule,
 )->Tensor:          # (B,C,H,W)
     "The noise that an estimate of the clean image implies, $\\hat ε=(z-\\hat x)/s_t$."
-    check_steps(t, sched.T, low=1)
+    check_steps(t, sched.T, low=1); _same(xhat, z, 'xhat', 'z')
     return (z-xhat)/at(sched.levels, t, z)
 
 def predict_clean(
@@ -108,6 +122,7 @@ def predict_clean(
     sched:Schedule,
 )->Tensor:          # (B,C,H,W)
     "The clean image that an estimate of the noise implies, $\\hat x=z-s_t\\hat ε$."
+    _same(eps, z, 'eps', 'z')
     return z - at(sched.levels, t, z)*eps
 
 def to_ddpm(z, t, sched):
@@ -128,8 +143,9 @@ def ddim_step(
     noise:Tensor=None,# fresh standard normal noise, needed when eta > 0
 )->Tensor:            # images at step r
     "One step back, $z_r=\\hat x+\\sqrt{s_r^2-τ^2}\\,\\hat ε+τε'$ (DDIM eq. 12, divided by $α_r$)."
-    if eta < 0: raise ValueError(f'eta is {eta}: it lies in [0,1]')
+    if not 0 <= eta <= 1: raise ValueError(f'eta is {eta}: it lies in [0,1], from DDIM to DDPM')
     if eta and noise is None: raise ValueError(f'eta is {eta}: pass fresh `noise`, or eta=0 for the deterministic step')
+    _same(xhat, z, 'xhat', 'z')
     st,sr = at(sched.levels, t, z), at(sched.levels, r, z)
     if not (sr < st).all(): raise ValueError(f'r={r} must be an earlier step than t={t}')
     tau = eta*sr*(st**2-sr**2).sqrt()/st
@@ -149,15 +165,17 @@ def reverse(
     clip=True,        # clip each estimate to [0,1], as images are
 )->Tensor:            # (B,C,H,W)
     "Reverse diffusion from step `t` to 0 (Algorithm 2's second half): t/stride calls of the network."
-    check_steps(t, sched.T, low=1)
+    check_images(z, 'z', channels=None, range_=False); check_steps(t, sched.T, low=1)
+    if stride < 1: raise ValueError(f'stride is {stride}: walk back by at least one step at a time')
     while t > 0:
         r = max(t-stride, 0)
-        xhat = net(z, torch.full((len(z),), t, device=z.device))
+        xhat = net(z, torch.full((len(z),), t, device=z.device)); _same(xhat, z, "the network's answer", 'its input')
         if clip: xhat = xhat.clamp(0,1)
         fresh = torch.randn(z.shape, generator=gen, device=z.device, dtype=z.dtype) if eta else None
         z, t = ddim_step(z, xhat, t, r, sched, eta, fresh), r
     return z
 
+# %% ../nbs/03_schedule.ipynb #a3bc3334
 def sample(
     net,              # net(z, t) -> estimate of the clean image
     shape,            # (B,C,H,W)
@@ -178,7 +196,8 @@ def time_embedding(
     T:int,          # number of steps of the schedule
 )->Tensor:          # (B,dim) float32 in [-1,1]
     "Sines and cosines of $1000t/T$ at `dim/2` frequencies from 1 to 1/10000."
-    if dim % 2: raise ValueError(f'dim is {dim}: sines and cosines come in pairs, take an even number')
+    if dim < 2 or dim % 2: raise ValueError(f'dim is {dim}: sines and cosines come in pairs, take an even number')
+    if _readable(t): check_steps(t, T)
     freq = torch.exp(-math.log(10000)*torch.arange(dim//2, device=t.device)/(dim//2))
     a = t.float()[:,None]*(1000/T)*freq
     return torch.cat([a.sin(), a.cos()], -1)

@@ -1,6 +1,8 @@
 "What a power cut may leave: a file system that keeps only what was synced, and of the rest whatever hurts most."
-import os, random
+import os, random, shutil, warnings
 from pathlib import Path
+import torch
+from dtir_nb import checkpoints as ck
 
 class Inode:
     def __init__(self, isdir): self.isdir, self.data, self.durable, self.names, self.synced, self.pending = isdir, b'', b'', {}, {}, []
@@ -55,3 +57,27 @@ def _dump(node, to, kind, rnd):
         lost = i.data[len(i.durable):]
         keep = {'least': 0, 'names': 0, 'torn': len(lost)//2, 'random': rnd.choice((0, len(lost)//2, len(lost)))}[kind]
         (to/k).write_bytes(i.durable + lost[:keep])
+
+def cuts(tmp, break_it=None, kinds=('least','names','torn','random')):
+    "Save steps 1..4; after every operation cut the power in each way; what loads must be the last finished save or the one under way. (operations, what was lost)"
+    saved, lost, rnd, real = [0], [], random.Random(0), ck.os
+    states = {k: {'model': {'w': torch.full((50,), float(k))}} for k in range(5)}
+    def after(n):
+        ck.os = real
+        for kind in kinds: look(n, kind)
+        ck.os = rec
+    def look(n, kind):
+        to = tmp/'after'; shutil.rmtree(to, ignore_errors=True); rec.crash(kind, rnd, to)
+        try: c = ck.load_checkpoint(to/'run')
+        except ck.CheckpointError as e: return lost.append((n, kind, str(e)))
+        got = c.step if c else 0
+        if got not in (saved[0], saved[0]+1) or (c and not torch.equal(c.tensors['model']['w'], states[got]['model']['w'])): lost.append((n, kind, f'{got} where {saved[0]} was safe'))
+    rec = Recorder(tmp/'disk', after); (tmp/'disk').mkdir()
+    ck.os = rec
+    if break_it: break_it(rec)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            for k in range(1, 5): ck.save_checkpoint(tmp/'disk'/'run', k, states[k], {'k': k}); saved[0] = k
+    finally: ck.os = real
+    return rec.n, lost
