@@ -129,7 +129,7 @@ def test_every_page_in_a_browser(site, tmp_path):
     address, out = site
     shots = Path(os.environ.get('SITE_SHOTS', tmp_path)); shots.mkdir(parents=True, exist_ok=True)
     pages = sorted(p.relative_to(out).as_posix() for p in out.rglob('*.html'))
-    r = subprocess.run(['node', ROOT/'tests/site.mjs', address, shots, *pages], capture_output=True, text=True, timeout=1800, env=dict(os.environ, SEARCH='match_timestep,load_image', WALKS=json.dumps(WALKS)))
+    r = subprocess.run(['node', ROOT/'tests/site.mjs', address, shots, *pages], capture_output=True, text=True, timeout=3600, env=dict(os.environ, SEARCH='match_timestep,load_image', WALKS=json.dumps(WALKS)))
     assert r.returncode == 0, r.stderr[-2000:]
     d = json.loads(r.stdout)
     assert d['problems'] == [], '\n'.join(f"{p['page']}: {p['what']}: {p['detail']}" for p in d['problems'])
