@@ -92,6 +92,9 @@ def _check_second(net, x):
     try: e = second_derivative_error(_calm(net, x), x)
     except Exception as err: return Finding('2nd derivative', 'fail', f'{type(err).__name__}: {str(err).splitlines()[0][:100]}', 'train with the displaced (eps > 0, the default) or projected form of orthogonality: they need no second derivatives; fused attention has them inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)')
     if e > 1e-3: return Finding('2nd derivative', 'fail', f'off by {e:.2g} of its size', 'a hand-written autograd function? Write it in native operations, or train with the displaced (eps > 0, the default) or projected form of orthogonality')
+    a,b = (torch.cat([v.flatten() for v in d.values()]) for d in hessian_vector(_calm(net, x), x, rng(0, 'hessian', device=x.device), h=3e-5))
+    cos = nn.functional.cosine_similarity(a, b, 0).item()
+    if cos < .9: return Finding('2nd derivative', 'warn', f'right, but a displaced gradient agrees with it to {cos:.2f} only: kinks, as of ReLU?', 'fine-tune with FinetuneConfig(eps=0) or (project=True, lam_orth=0); `agreement(net, batch)` measures it on your data')
     return Finding('2nd derivative', 'ok', f'{e:.0e}')
 
 def _check_used(net, x):
@@ -99,7 +102,7 @@ def _check_used(net, x):
     if not ps: return Finding('gradients', 'fail', 'no parameter requires a gradient', 'net.requires_grad_(True)')
     idle = [k for k,g in zip(names, torch.autograd.grad(net(x.clone()).square().mean(), ps, allow_unused=True)) if g is None]
     try: torch.autograd.grad(net.eval()(x.clone()).square().mean(), ps, allow_unused=True)
-    except RuntimeError as e: return Finding('gradients', 'warn', 'no gradient in evaluation mode: ' + str(e).splitlines()[0][:80], 'it overwrites features there; its weights have no importance: fine-tune with lam_reg=0')
+    except RuntimeError as e: return Finding('gradients', 'warn', 'no gradient in evaluation mode: ' + str(e).splitlines()[0][:80], 'it overwrites features there; the importance of its weights is taken in training mode instead')
     if idle: return Finding('gradients', 'warn', f'{len(idle)} parameters without gradient, e.g. {idle[0]}', 'harmless; they stay as they are')
     return Finding('gradients', 'ok')
 

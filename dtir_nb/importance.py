@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
-from .schedule import at
+from .core import check_images
+from .schedule import _same, at
 
 # %% ../nbs/11_importance.ipynb #a42cfc0a
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def _chunks(loss_fn, net, names, samples, chunk):
             gs = torch.autograd.grad(loss_fn(net, *(s[i:i+1] for s in samples)).sum(), [ps[n] for n in names], allow_unused=True)
             yield [(torch.zeros_like(ps[n]) if g is None else g)[None] for n,g in zip(names, gs)]
     else:
-        frozen = {**{n: p.detach() for n,p in ps.items() if n not in set(names)}, **dict(net.named_buffers())}
+        frozen = {n: p.detach() for n,p in ps.items() if n not in set(names)}
         f = vmap(_sample_grads(loss_fn, net, {n: ps[n].detach() for n in names}, frozen), chunk_size=None)
         for part in zip(*(s.split(chunk) for s in samples)): yield f(*part)
 
@@ -65,8 +66,9 @@ def importance(
     "Accumulate per-sample gradients, $I_1=E|g|$ and $I_2=E g^2$ (eq. 3, 14; Algorithm 6)."
     samples = (samples,) if isinstance(samples, Tensor) else tuple(samples); N = len(samples[0])
     if not N or any(len(s) != N for s in samples): raise ValueError(f'samples hold {[len(s) for s in samples]} entries: give the same number N ≥ 1 of each')
-    names = [n for n,p in net.named_parameters() if p.requires_grad]; chunk = chunk or (1 if samples[0].device.type=='cpu' else 8)
-    I1, I2 = ([torch.zeros_like(p) for n,p in net.named_parameters() if p.requires_grad] for _ in range(2))
+    ps = {n: p for n,p in net.named_parameters() if p.requires_grad}; names, chunk = list(ps), chunk or (1 if samples[0].device.type=='cpu' else 8)
+    if not names: raise ValueError('net has no parameter that requires a gradient: call net.requires_grad_() first')
+    I1, I2 = ([torch.zeros_like(p) for p in ps.values()] for _ in range(2))
     for gs in _chunks(loss_fn, net, names, samples, chunk):
         torch._foreach_add_(I1, [g.abs().sum(0)/N for g in gs]); torch._foreach_add_(I2, [g.square().sum(0)/N for g in gs])
     total = torch.stack(torch._foreach_norm(I2)).norm().item()
@@ -80,16 +82,20 @@ def noised(
     gen,            # random generator
 )->tuple:           # (x, steps, noise): everything that the generation loss draws, drawn once
     "Samples of task 0: clean images, each with a step and a noise of its own."
+    check_images(x)
     return x, torch.randint(1, sched.T+1, (len(x),), generator=gen, device=x.device), torch.randn(x.shape, generator=gen, device=x.device, dtype=x.dtype)
 
 def gen_loss_at(sched):
     "The generation loss of given steps and noise, a function (net, x, t, eps) -> (B,); loss-based importance (eq. 4)."
-    def loss(net, x, t, eps): s = at(sched.levels, t, x); return ((net(x+s*eps, t)-x)/s).square().mean((1,2,3))
+    def loss(net, x, t, eps):
+        s = at(sched.levels, t, x); xhat = net(x+s*eps, t); _same(xhat, x, "the network's answer", 'x')
+        return ((xhat-x)/s).square().mean((1,2,3))
     return loss
 
 def output_energy(net, img, t):
     "Mean square of the output about mid-grey, (B,); output-based importance (eq. 3, after Aljundi et al. 2018)."
-    return (net(img, t)-.5).square().mean((1,2,3))
+    out = net(img, t); _same(out, img, "the network's answer", 'img')
+    return (out-.5).square().mean((1,2,3))
 
 # %% ../nbs/11_importance.ipynb #ac92d97d
 def anchor(
@@ -174,8 +180,9 @@ def taylor_terms(
     imp:Importance,  # its importance
 )->Taylor:
     "$E\\langle g,δ\\rangle$, $\\frac12E\\langle g,δ\\rangle^2$ and $\\frac12\\sum_iI_{2,i}δ_i^2$ (eq. 24–26)."
-    ps = dict(net.named_parameters()); lost = [n for n in delta if n not in ps]
-    if lost: raise ValueError(f'delta holds {lost[0]!r}, which is no parameter of the network')
+    ps = dict(net.named_parameters()); lost = [n for n in delta if n not in ps or delta[n].shape != ps[n].shape]
+    if lost: raise ValueError(f'delta holds {lost[0]!r} of shape {tuple(delta[lost[0]].shape)}, which is no parameter of the network: take names and shapes from net.named_parameters()')
+    if not all(d.isfinite().all() for d in delta.values()): raise ValueError('delta holds NaN or infinity: did the fine-tuning that it comes from break?')
     f = lambda q: loss_fn(lambda *a, **k: functional_call(net, q, a, k), *samples)
     _,gd = jvp(f, ({n: ps[n].detach() for n in delta},), ({n: d.to(ps[n]) for n,d in delta.items()},))
     return Taylor(gd.mean(), .5*gd.square().mean(), .5*sum((imp.I2[n]*d**2).sum() for n,d in delta.items()))

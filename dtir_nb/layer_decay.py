@@ -85,4 +85,6 @@ def shallow_grads(
     if lost: raise ValueError(f'names holds {lost[0]!r}, which is no parameter of the network: take names from `depth_of(net)` of this very network')
     gs = torch.autograd.grad(loss, [ps[n] for n in names], allow_unused=True, **kwargs)
     if all(g is None for g in gs): raise ValueError(f'loss has no gradient on the {len(names)} chosen parameters: raise cut, or check requires_grad')
+    bare = [n for n in names if weights is not None and n not in weights]
+    if bare: raise ValueError(f'weights lacks {bare[0]!r}: give one for each name, e.g. layer_weights(depth_of(net), t)')
     return {n: g if weights is None else g*weights[n] for n,g in zip(names, gs) if g is not None}

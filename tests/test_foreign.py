@@ -152,7 +152,6 @@ GEF = dict(displaced=FinetuneConfig(samples=2), exact=FinetuneConfig(samples=2, 
 
 def fine_tune(name, gef, net=None):
     "A network with clock and adapters, and what one step of fine-tuning says about it."
-    if name == 'PLKSR': gef = replace(gef, lam_reg=0.)   # overwrites features in evaluation; `check_backbone` says so
     net, (x, y) = net or alive(add_sites(Clocked(make(name), sched), partial(MoE, n=4, k=2))), pictures(name)
     held = hold(net, Clean(list(x), patch=x.shape[-1]), gef)
     return net, held, finetune_step(net, Batch(x, y, clean=x), rng(0, 'step'), lambda v: v, t_star=5, cfg=gef, held=held)
@@ -190,7 +189,7 @@ def test_fused_attention_is_refused_in_exact_mode():
 def test_incremental_training_with_experts(name):
     net, (x, _) = add_sites(Clocked(make(name), sched), partial(MoE, n=4, k=2)), pictures(name)
     kw = dict(patch=x.shape[-1], batch=2); sources = {k: Synthetic(list(x), k, STRENGTHS[k].source, patch=x.shape[-1]) for k in ('noisy', 'low_light')}
-    gef = replace(GEF['displaced'], mix=1., lam_reg=0. if name == 'PLKSR' else 1.)
+    gef = replace(GEF['displaced'], mix=1.)
     start = copy.deepcopy(net)
     h = train_incremental(net, sources, dict(low_light=9, noisy=4), list(x), FitConfig(steps=2, lr=1e-3, warmup=0, ema=0., progress=False), gef, **kw)
     assert [s.new for s in h.stages] == ['noisy', 'low_light']
@@ -217,7 +216,8 @@ def test_networks_that_cannot_work_say_why():
     bad = {f.check: f for f in check_backbone(make('DRUNet')) if f.level == 'fail'}
     assert 'multiple=8' in bad['any size'].remedy
     assert not any(f.level == 'fail' for f in check_backbone(Adapted(make('DRUNet'), multiple=8)))
-    assert any('lam_reg=0' in f.remedy for f in check_backbone(make('PLKSR')))
+    assert any('training mode' in f.remedy for f in check_backbone(make('PLKSR')))
+    assert any(f.level == 'warn' and 'eps=0' in f.remedy for f in check_backbone(make('in place')) if f.check == '2nd derivative')
     bad = {f.check: f for f in check_backbone(make('NAFNet')) if f.level == 'fail'}
     assert 'native' in bad['2nd derivative'].remedy
     bad = {f.check: f for f in check_backbone(wild('SPAN', 'SPAN', num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=2)()) if f.level == 'fail'}
