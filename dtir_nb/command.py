@@ -167,11 +167,12 @@ def data_make_lq(
     out:str,               # where the pairs go
     task:str,              # the degradation
     seed:int=0,            # of the draws
-    strength:float=None,   # fixed strength; default: drawn from the training range
+    strength:str=None,     # a number, or 'daclip' for the setting of the benchmark; default: drawn from the training range
+    masks:str=None,        # folder of masks for inpainting, white is kept
 ):
     "Write the degraded side of a folder of clean pictures."
     from dtir_nb.doctor import data_make_lq as f
-    f(gt, out, task, seed, strength)
+    f(gt, out, task, seed, strength, masks=masks)
 
 # %% ../nbs/19a_command.ipynb #70a4f417
 def data_prepare(
