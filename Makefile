@@ -19,6 +19,7 @@ test: $(STAMP) check
 test-all: test
 	$(BIN)/python -m pytest -q tests -m slow
 
+# every way to break a run, at least KILLS times; cut off, it goes on; the table is kept in nbs/experiments/results/chaos.json
 chaos: $(STAMP)
 	$(BIN)/python tests/chaos.py --kills $(or $(KILLS),200)
 

@@ -17,6 +17,7 @@ from .conditioning import FiLM, Clocked, Timeless, find_sites, site_table, add_s
 from .metrics import psnr, ssim, DACLIP, BASICSR_RGB, BASICSR_Y, PROMPTIR, MATLAB_Y, score, metric_card
 from .checkpoints import save_net, load_net, import_weights
 from .parallel import Team, exact, ddp
+from .sharded import fsdp
 from .training import FitConfig, fit, keep, read_log
 from .pretraining import ddpm, min_snr, gen_loss, pretrain
 from .matching import Match, match, match_curve, match_timestep, by_score, by_diffusing, by_reversing, mse, plot_curves, referee
@@ -26,7 +27,9 @@ from .layer_decay import layer_weights, shallow_params
 from .moe import MoE, balance_loss, expert_usage
 from .finetuning import FinetuneConfig, PLAIN, finetune, l1, charbonnier
 from .incremental import plan, Stage, train_incremental, history_table, forgetting
-from .restoring import Restorer, TimestepEstimator, train_estimator, tiled, read_photo, write_photo, restore_photo, save_restorer, load_restorer
+from .restoring import Restorer, TimestepEstimator, train_estimator, tiled, restore_photo, restore_folder, save_restorer, load_restorer, pretrained
+from .photographs import read_photo, write_photo
+from .exporting import export_onnx, export_torchscript
 
 # %% ../nbs/20_all.ipynb #80da2690
 __all__ = sorted(n for n in dir() if not n.startswith('_'))   # nbdev lists what a module defines; this one defines nothing

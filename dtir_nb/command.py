@@ -167,11 +167,12 @@ def data_make_lq(
     out:str,               # where the pairs go
     task:str,              # the degradation
     seed:int=0,            # of the draws
-    strength:float=None,   # fixed strength; default: drawn from the training range
+    strength:str=None,     # a number, or 'daclip' for the setting of the benchmark; default: drawn from the training range
+    masks:str=None,        # folder of masks for inpainting, white is kept
 ):
     "Write the degraded side of a folder of clean pictures."
     from dtir_nb.doctor import data_make_lq as f
-    f(gt, out, task, seed, strength)
+    f(gt, out, task, seed, strength, masks=masks)
 
 # %% ../nbs/19a_command.ipynb #70a4f417
 def data_prepare(
@@ -200,6 +201,7 @@ COMMANDS = {'demo': demo, 'restore': restore, 'export': export, 'train': train, 
 def usage()->str:
     "What `dtir --help` prints."
     lines = [f'  dtir {n:13} {f.__doc__}' for n,f in COMMANDS.items()]
+    lines.append(f"  dtir {'run':13} Train a recipe with workers of its own: watch over them, start them again, leave with an exit code that says why.")
     return '\n'.join(['dtir: diffusion training for ordinary restoration networks', '', *lines, '', 'dtir COMMAND --help says more.'])
 
 def fail(e:BaseException)->int:
@@ -231,6 +233,9 @@ def dtir(argv=None)->int:
     if argv[0] == '--version':
         from dtir_nb import __version__
         print(__version__); return 0
+    if argv[0] == 'run':
+        from dtir_nb.launch import run_main
+        return run_main(argv[1:])
     func, args = parse(argv)
     if func is None: print(f'dtir: no command {args!r}; there are {", ".join(COMMANDS)}', file=sys.stderr); return 2
     try: return func(**args) or 0

@@ -103,6 +103,7 @@ def _check_header(im, path, max_pixels):
     if im.format == 'PNG' and not im.mode.startswith('I'):
         with open(path, 'rb') as f: depth = f.read(25)[24]                # the depth byte of the header
         if depth > 8: raise ImageError(path, 'E_DEPTH', f'{depth} bits per channel, of which the decoder would keep 8 in silence; save it with 8, or as 16-bit grey')
+    if im.format == 'TIFF' and not im.mode.startswith('I') and max(im.tag_v2.get(258, (8,))) > 8: raise ImageError(path, 'E_DEPTH', f'{max(im.tag_v2[258])} bits per channel, of which the decoder would keep 8 in silence; save it with 8, or as 16-bit grey')
 
 def _opaque(im, path, alpha):
     "The picture as RGB; what is transparent is refused, laid on white, or shown as the colours that lie beneath."

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch, torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor
 from PIL import Image
 from .core import Batch, FORMATS, ImageError, load_image, rng, to_uint8
@@ -131,26 +132,33 @@ class Pictures:
     def __getitem__(self, i):
         "Picture `i` as (3,H,W), uint8 or float32."
         return self.items[i] if isinstance(self.items[i], Tensor) else self.cache(self.items[i])
-    def _read(self, path):
-        "Decode a file, unless it is another one than the one that was looked at."
-        rec = self.seen.get(os.fspath(path))
-        if rec and not unchanged(path, rec): raise ImageError(path, 'E_CHANGED', 'has changed since the run began to use it; leave the data alone while a run reads them')
-        return _pack(load_image(path))
-    def look(self):
-        "Have every file decoded once by processes that may die of it; the records are in `.seen`."
-        new = [p for p in self.items if not isinstance(p, Tensor) and os.fspath(p) not in self.seen]
-        self.seen.update(first_look(new, **self.limits))
-    def size(self, i):
-        "Height and width of picture `i`; raises the `ImageError` of a file that did not pass the look."
-        if isinstance(x := self.items[i], Tensor): return tuple(x.shape[1:])
-        rec = self.seen[os.fspath(x)]
-        if rec['code']: raise ImageError(x, rec['code'], rec['why'])
-        return rec['height'], rec['width']
     def select(self, keep):
         "Only the pictures with these numbers, from the same memory."
         out = copy.copy(self)
         out.items, out.names = ([o[i] for i in keep] for o in (self.items, self.names))
         return out
+
+# %% ../nbs/02_data.ipynb #c9d3b211
+@patch
+def _read(self:Pictures, path):
+    "Decode a file, unless it is another one than the one that was looked at."
+    rec = self.seen.get(os.fspath(path))
+    if rec and not unchanged(path, rec): raise ImageError(path, 'E_CHANGED', 'has changed since the run began to use it; leave the data alone while a run reads them')
+    return _pack(load_image(path))
+
+@patch
+def look(self:Pictures):
+    "Have every file decoded once by processes that may die of it; the records are in `.seen`."
+    new = [p for p in self.items if not isinstance(p, Tensor) and os.fspath(p) not in self.seen]
+    self.seen.update(first_look(new, **self.limits))
+
+@patch
+def size(self:Pictures, i):
+    "Height and width of picture `i`; raises the `ImageError` of a file that did not pass the look."
+    if isinstance(x := self.items[i], Tensor): return tuple(x.shape[1:])
+    rec = self.seen[os.fspath(x)]
+    if rec['code']: raise ImageError(x, rec['code'], rec['why'])
+    return rec['height'], rec['width']
 
 # %% ../nbs/02_data.ipynb #3b38a04e
 def _dihedral(x, k):

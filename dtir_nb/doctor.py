@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import ndimage
 from tqdm.auto import tqdm
 from .core import FORMATS, ImageError, load_image, rng, save_image
-from .inspection import Child, inspect_file, scan, unchanged
+from .inspection import Child, _blank, inspect_file, scan, unchanged
 from .data import BadFiles, Pairs, files, pair_files
 from .degradations import STRENGTHS, TASKS, daclip, degrade
 
@@ -109,10 +109,10 @@ def answer(job):
 def _ask(child, job, seconds):
     "Ask a child; if it fails at a pair, ask for each file alone to learn which of the two it was."
     ans = child.ask(job, seconds)
-    if 'lq' not in job: return dict(path=job['path'], warn=[])|ans
+    if 'lq' not in job: return _blank(job['path'])|ans
     if 'lq' in ans: return ans
     a, b = (child.ask(dict(path=job[k], root=job.get('root')), seconds) for k in ('lq', 'gt'))
-    return dict(lq=dict(path=job['lq'], warn=[])|a, gt=dict(path=job['gt'], warn=[])|b, code=None if a['code'] or b['code'] else ans['code'], why=ans['why'], psnr=None)
+    return dict(lq=_blank(job['lq'])|a, gt=_blank(job['gt'])|b, code=None if a['code'] or b['code'] else ans['code'], why=ans['why'], psnr=None)
 
 def examine(
     jobs,          # dicts: the arguments of `inspect_file` or of `inspect_pair`

@@ -109,6 +109,7 @@ def runner(
     with warnings.catch_warnings(): warnings.simplefilter('ignore'); f = torch.jit.load(str(path))
     return lambda img, t=None: f(img) if t is None else f(img, torch.full((len(img),), t))
 
+# %% ../nbs/17b_exporting.ipynb #80599b9a
 @torch.no_grad()
 def check_export(
     path,             # the exported file

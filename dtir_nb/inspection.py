@@ -10,6 +10,7 @@ import hashlib, io, json, os, queue, re, select, signal, subprocess, sys, thread
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import torch
+from fastcore.basics import patch
 from PIL import Image, ImageCms
 from tqdm.auto import tqdm
 from .core import FORMATS, ImageError, load_image
@@ -34,6 +35,14 @@ def _warnings(path, data):
         except Exception: out.append(('W_ICC', 'unreadable colour profile, ignored'))
     return im, out
 
+# %% ../nbs/01a_inspection.ipynb #91498c72
+def _blank(path):
+    "The record of a file before anything is known of it but its size and time."
+    rec = dict(path=os.fspath(path), code=None, why=None, warn=[])
+    try: st = os.stat(path)
+    except OSError: return rec
+    return rec | dict(bytes=st.st_size, mtime_ns=st.st_mtime_ns)
+
 # %% ../nbs/01a_inspection.ipynb #6ed6669b
 def inspect_file(
     path,            # a file that claims to be a picture
@@ -41,7 +50,7 @@ def inspect_file(
     max_bytes=5e8,   # a larger file is not read
 ):                   # (record, picture or None)
     "Everything about one file: hash, format, size, warnings, or the code and reason why it cannot be used."
-    rec = dict(path=os.fspath(path), code=None, why=None, warn=[])
+    rec = _blank(path)
     try:
         real = os.path.realpath(path)
         if root and os.path.commonpath([real, os.path.realpath(root)]) != os.path.realpath(root): raise ImageError(path, 'E_OUTSIDE', f'a link that leaves the folder, to {real!a}')
@@ -49,7 +58,7 @@ def inspect_file(
         x = load_image(path)
         data = Path(path).read_bytes()
         im, rec['warn'] = _warnings(path, data)
-        rec |= dict(bytes=len(data), mtime_ns=os.stat(path).st_mtime_ns, sha256=hashlib.sha256(data).hexdigest(), format=im.format, mode=im.mode, width=x.shape[2], height=x.shape[1])
+        rec |= dict(sha256=hashlib.sha256(data).hexdigest(), format=im.format, mode=im.mode, width=x.shape[2], height=x.shape[1])
         if x.amax() == x.amin(): rec['warn'].append(('W_FLAT', 'one colour all over'))
         return rec, x
     except ImageError as e: rec |= dict(code=e.code, why=str(e).split(': ', 2)[-1])
@@ -118,18 +127,21 @@ class Child:
         if line: return json.loads(line)
         rc = self.stop()
         return dict(code='E_TIMEOUT', why=f'no answer within {seconds:g} s') if line is None else dict(code='E_CRASH', why=f'the decoder died ({signal.Signals(-rc).name if rc < 0 else rc})')
-    def stop(self):
-        "End the process, whatever it is doing."
-        if self.p is None: return 0
-        rc = self.p.poll()
-        if rc is None: self.p.kill()
-        self.p.stdin.close(); rc = self.p.wait(); self.p.stdout.close(); self.p = None
-        return rc
+
+# %% ../nbs/01a_inspection.ipynb #c9d3b211
+@patch
+def stop(self:Child):
+    "End the process, whatever it is doing."
+    if self.p is None: return 0
+    rc = self.p.poll()
+    if rc is None: self.p.kill()
+    self.p.stdin.close(); rc = self.p.wait(); self.p.stdout.close(); self.p = None
+    return rc
 
 # %% ../nbs/01a_inspection.ipynb #8c1a0db5
 def _ask(child, job, seconds):
     "The record of one file, even if the child failed at it."
-    return dict(path=job['path'], warn=[])|child.ask(job, seconds)
+    return _blank(job['path'])|child.ask(job, seconds)
 
 def scan(
     jobs,          # dicts: what the children's function `answer` is asked, here the arguments of `inspect_file`

@@ -14,7 +14,8 @@ from .sharded import cut_like, dots, local
 from .training import FitConfig, differentiate, fit
 from .pretraining import gen_loss
 from .moe import MoE
-from .finetuning import FinetuneConfig, Held, _again, _weights, hold, rec_losses, steps_of
+from .finetuning import FinetuneConfig, Held, _again, hold, rec_losses, steps_of
+from .layer_decay import mean_weights
 
 # %% ../nbs/15a_large.ipynb #63eae7dc
 def check_sliced(
@@ -61,7 +62,7 @@ def two_gradients(net, batch, t, gen, held, cfg, ps, n, mean_n):
 def sliced_step(net, batch, gen, reduce, t_star, cfg, held, team):
     "One step of fine-tuning on slices: first derivatives and inner products only (Eq. 12 without L_orth)."
     t, ps, h = steps_of(batch, t_star), [p for p in net.parameters() if p.requires_grad], held.held
-    w = _weights(h, t, cfg, net.T); n = 0 if batch.clean is None else len(batch.clean)
+    w = mean_weights(h.depth, t, rate=cfg.rate, rule=cfg.rule, T=net.T); n = 0 if batch.clean is None else len(batch.clean)
     v = reduce(torch.tensor([float(n), *w.values()], dtype=torch.float64, device=batch.x.device)).tolist(); mean_n, w = v[0], dict(zip(w, v[1:]))
     l_rec, l_gen, rec, g = two_gradients(net, batch, t, gen, h, cfg, ps, n, mean_n)
     if g is not None and cfg.project:

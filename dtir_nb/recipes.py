@@ -153,6 +153,7 @@ def with_settings(
         new[key] = parse(text, getattr(r, key), key)
     return replace(r, **new)
 
+# %% ../nbs/18b_recipes.ipynb #ea549fbd
 def recipe(
     name:str,    # NAME or NAME:ARGUMENT
     *settings,   # 'key=value'
@@ -179,6 +180,7 @@ def read_recipe(
     try: return Recipe(**json.loads(path.read_text()))
     except (TypeError, ValueError) as e: raise ValueError(f'{path} is not the page of a recipe ({str(e)[:80]}): choose another --out, or delete that directory') from None
 
+# %% ../nbs/18b_recipes.ipynb #da1957e3
 def check_config(r:Recipe, out):
     "A directory belongs to one configuration; write it there, or compare it with the one that is there."
     old, path = read_recipe(out), Path(out)/'config.json'

@@ -25,6 +25,7 @@ def gathered(
     "All slices put together; every worker has to ask at the same time."
     return t.full_tensor() if hasattr(t, 'full_tensor') else t
 
+# %% ../nbs/07b_sharded.ipynb #72803b3e
 def cut_like(
     s:Tensor,   # a whole tensor, the same on all workers
     like:Tensor,# a tensor of the same shape that may lie in slices

@@ -100,6 +100,7 @@ def differentiate(
         for p in ps: p.grad = None
     return [None if g is None else g.detach()/scale if scale != 1 else g.detach() for g in gs]
 
+# %% ../nbs/08_training.ipynb #29674c43
 def gradient_of(
     out:dict,   # what a step returned: 'loss' or 'grads', and scalars
     ps:list,    # the trained parameters
@@ -166,6 +167,7 @@ def team_gradient(net, ps, stream, step, k, team, cfg, stop, scale=1.):
     bad = lambda: [s for s,(v,_) in zip(team.mine, parts) if not torch.isfinite(v).all()]
     return gs, dict(zip(parts[0][1], values)), bool(stopped), bad
 
+# %% ../nbs/08_training.ipynb #17c87806
 def sliced_gradient(net, ps, stream, step, k, team, cfg, stop, scale=1.):
     "The same for a network in slices, whose gradients come out averaged and cut: only the numbers still travel."
     gs, log = shard_gradient(net, ps, stream, step, k, team.rank, team, cfg, lambda x: team.mean([x]), scale)
@@ -360,6 +362,7 @@ def lap(self:RunDir):
     t, self.t0 = self.t0, time.perf_counter()
     return self.t0-t
 
+# %% ../nbs/08_training.ipynb #776065e91
 @patch
 def watch(self:RunDir, after, k, net, avg, log):
     "Call the watchers; once a signal has come, no further one is begun, and one that is a generator is not continued."
@@ -375,6 +378,7 @@ def skip(self:RunDir, k, log, bad):
     self.skipped += 1
     if self.skipped > self.cfg.skip: raise NonFinite(k, log, self.skipped-1)
 
+# %% ../nbs/08_training.ipynb #776065e92
 @patch
 def done(self:RunDir, steps, log, stopped):
     "After a step: log it, save if it is time, and leave if a signal asked for it."
@@ -418,6 +422,7 @@ def scored(
         log.update(score=total/len(items))
     return one_by_one if items is not None else lambda k, net, avg, log: log.update(score=float(f(avg)))
 
+# %% ../nbs/08_training.ipynb #52fb6a76
 def pictures(
     run,      # directory of the run
     y,        # degraded images (B,3,H,W) in [0,1]

@@ -51,6 +51,5 @@ const chooser = async () => { const [c] = await Promise.all([page.waitForEvent('
 result.upload = await changes(chooser, 'x');
 await page.locator('.jupyter-widgets').first().scrollIntoViewIfNeeded();
 await page.screenshot({ path: shot });
-result.network = await page.locator('.jp-OutputArea-output pre').allInnerTexts();
 await browser.close();
 console.log(JSON.stringify({ ...result, foreign, errors }, null, 1));

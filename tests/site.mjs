@@ -65,7 +65,7 @@ async function visit(name) {
   await page.emulateMedia({ colorScheme: 'dark' });
   await page.waitForFunction(() => document.documentElement.classList.contains('quarto-dark')); await page.waitForTimeout(200);
   await accessible(page, name, 'dark'); await shot('dark');
-  await page.emulateMedia({ colorScheme: 'light' }); await page.setViewportSize({ width: 360, height: 740 }); await page.waitForTimeout(200);
+  await page.emulateMedia({ colorScheme: 'light' }); await page.setViewportSize({ width: 360, height: 740 }); await page.waitForTimeout(600);
   const width = await page.evaluate(() => document.documentElement.scrollWidth);
   if (width > 360) note(name, 'scrolls sideways at 360 px', `${width} ${await page.evaluate(wider)}`);
   await shot('phone');

@@ -11,9 +11,9 @@ def missing():
     return '' if Path(os.environ.get('CHROMIUM', '/usr/bin/chromium')).exists() else 'no Chromium'
 
 GUARD = '''import socket
-calls, connect = [], socket.socket.connect
+connect = socket.socket.connect
 def guarded(self, address):
-    if self.family in (socket.AF_INET, socket.AF_INET6) and not str(address[0]).startswith(('127.', '::1', 'localhost')): calls.append(address[0]); raise OSError('refused by the test')
+    if self.family in (socket.AF_INET, socket.AF_INET6) and not str(address[0]).startswith(('127.', '::1', 'localhost')): open('calls.txt', 'a').write(str(address)); raise OSError('refused by the test')
     return connect(self, address)
 socket.socket.connect = guarded'''
 
@@ -51,4 +51,4 @@ def test_explore_in_jupyterlab(lab, tmp_path):
     assert d['curtain'] == ['curtain']
     assert 'y' in d['damage'] and 'x' not in d['damage']
     assert {'x','y','forward','curve'} <= set(d['photo']) and {'x','y'} <= set(d['upload'])
-    assert d['foreign'] == [] and d['errors'] == [] and shot.stat().st_size > 10_000
+    assert not (tmp_path/'nbs/calls.txt').exists() and d['foreign'] == [] and d['errors'] == [] and shot.stat().st_size > 10_000

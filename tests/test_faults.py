@@ -215,6 +215,10 @@ def test_compile_with_inductor():
     net = tr.fit(Conv(torch.float64), images(torch.float64), mse_step, config(steps=3, ema=0., lr=1e-3, clip=0., compile=True))
     assert_close(dict(net.named_parameters()), one, rtol=0, atol=1e-9)
 
+def test_tensorboard_is_asked_for_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    with pytest.raises(ImportError, match='pip install tensorboard, or read log.jsonl'): tr.tensorboard(tmp_path)
+
 # P9: drift -----------------------------------------------------------------------------------------------------------------------------
 def test_p9_a_replica_that_drifts_is_named_and_not_saved(tmp_path):
     def nudge(k, net, avg, log):

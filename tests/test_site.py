@@ -1,5 +1,5 @@
 "The site: small laws of its builder, and, marked slow, every page in a browser (tests/site.mjs)."
-import functools, http.server, json, os, shutil, subprocess, sys, threading
+import functools, http.server, json, os, re, shutil, subprocess, sys, threading
 from pathlib import Path
 import pytest
 
@@ -56,6 +56,13 @@ def test_graph_is_reduced():
 def test_imports_go_downhill():
     g = import_graph.graph(ROOT/'dtir_nb')
     assert g and all(b < a for a in g for b in g[a])
+
+@pytest.mark.parametrize('name', sorted(check_numbers.pages(ROOT/'nbs')))
+def test_one_title_a_page(name):
+    "Prose that stands behind a number sign would be a page of titles."
+    text = '\n'.join(check_numbers.join(c['source']) for c in check_numbers.cells(ROOT/'nbs'/name) if c['cell_type'] == 'markdown')
+    lines = re.sub(r'```.*?```', '', text, flags=re.S).split('\n')
+    assert sum(l.startswith('# ') for l in lines) == 1 and '#' not in lines and not any(l.startswith('# #') for l in lines)
 
 def test_every_number_can_be_traced():
     assert check_numbers.check() == []
@@ -129,7 +136,7 @@ def test_every_page_in_a_browser(site, tmp_path):
     address, out = site
     shots = Path(os.environ.get('SITE_SHOTS', tmp_path)); shots.mkdir(parents=True, exist_ok=True)
     pages = sorted(p.relative_to(out).as_posix() for p in out.rglob('*.html'))
-    r = subprocess.run(['node', ROOT/'tests/site.mjs', address, shots, *pages], capture_output=True, text=True, timeout=1800, env=dict(os.environ, SEARCH='match_timestep,load_image', WALKS=json.dumps(WALKS)))
+    r = subprocess.run(['node', ROOT/'tests/site.mjs', address, shots, *pages], capture_output=True, text=True, timeout=3600, env=dict(os.environ, SEARCH='match_timestep,load_image', WALKS=json.dumps(WALKS)))
     assert r.returncode == 0, r.stderr[-2000:]
     d = json.loads(r.stdout)
     assert d['problems'] == [], '\n'.join(f"{p['page']}: {p['what']}: {p['detail']}" for p in d['problems'])
