@@ -84,7 +84,9 @@ def sparse_mixture(
     up = (up*p.to(up)[:,:,None,None]).transpose(1,2).flatten(2)                                         # (B,C,kr), gates folded in
     return torch.einsum('bcr,brhw->bchw', up, a)
 
-_eagerly = torch.compiler.disable(sparse_mixture)   # in training, a compiled network steps out here: who is used differs from batch to batch
+def _eagerly(*args):
+    "In training, a compiled network steps out here: who is used differs from batch to batch. (Called late: the call loads the compiler.)"
+    return torch.compiler.disable(sparse_mixture)(*args)
 
 # %% ../nbs/14_moe.ipynb #7af83d80
 def dense_mixture(experts, h, idx, p):
