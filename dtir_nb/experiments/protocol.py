@@ -126,6 +126,7 @@ class Row:
     order:str=None         # Setting B: 'joint', 't', 'random', 'reverse'
     experts:int=0          # Setting B: experts per site
 
+# %% ../../nbs/experiments/protocol.ipynb #603768d7
 GEN  = dict(mix=.1, clump=2, cut=1., rate=0.)
 DEEP = dict(cut=.5, rate=.05)
 def row(*parts, choice=(), **kw): return Row(gef=tuple(sorted({k: v for p in parts for k,v in p.items()}.items())), choice=choice, **kw)
