@@ -109,7 +109,7 @@ def plot_front(recs, tasks=TASKS_A):
         if not ps: continue
         ax.plot(*zip(*(p for _,p in ps)), mark, ms=5, lw=.8)
         for n,p in ps: ax.annotate(n, p, fontsize=7, xytext=(4,3), textcoords='offset points')
-    ax.set(xlabel='source, dB', ylabel='nuisance, dB'); return ax
+    ax.set(xlabel='source, dB', ylabel='nuisance, dB'); ax.margins(.15); fig.tight_layout(); return ax
 
 # %% ../../nbs/experiments/claims.ipynb #f53d2c0b
 def public_table(recs, rows, base='scratch', tasks=TASKS_A):
@@ -137,7 +137,7 @@ def plot_sweeps(recs, choice, names=('mix','rate','cut','mu','lam_reg','lam_orth
         for c,t in enumerate(SWEEP_TASKS):
             for k,ls in zip(kinds, ('-','--')):
                 if ps := sweep(recs, name, t, k, choice): ax.errorbar([p[0] for p in ps], [p[1]-ps[0][1] for p in ps], [p[2] for p in ps], ls=ls, marker='.', lw=1, color=f'C{c}', label=f'{t}, {k}')
-        if name in ('mu','lam_reg','lam_orth'): ax.set_xscale('symlog', linthresh=.001 if name!='lam_reg' else 1.)
+        if name in ('mu','lam_reg','lam_orth'): ax.set_xscale('symlog', linthresh=.001 if name!='lam_reg' else 1.); ax.set_xticks((0,1e2,1e4,1e6) if name=='lam_reg' else (0,.01,1.)); ax.minorticks_off()
         ax.set(title=name); ax.axhline(0, color='k', lw=.4)
     axs[0].set_ylabel('dB over its first point'); fig.tight_layout(); return axs
 
