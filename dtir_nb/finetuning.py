@@ -128,6 +128,11 @@ def _groups(net, batch, t, gen, cfg):
     r = slice(cutting, len(batch.x)); rest = [lambda: rec_losses(net, batch.x[r], batch.y[r], t[r], cfg)] if cutting < len(batch.x) else []
     return gs, rs, rest
 
+def _alone(net, batch, t, cfg, ps):
+    "Loss and gradient of reconstruction, in the form of `_both`."
+    loss = rec_losses(net, batch.x, batch.y, t, cfg).mean()
+    return dict(rec=loss.detach()), list(_grads(loss, ps, 'the reconstruction loss')), [None]*len(ps), [None]*len(ps)
+
 def _both(net, batch, t, gen, held, cfg, ps, reduce, world):
     "Gradients of both objectives and of their orthogonality: (losses, rec, gen, orth), lists by parameter."
     by, shallow, (gs, rs, rest) = dict(net.named_parameters()), held.shallow, _groups(net, batch, t, gen, cfg)
@@ -172,10 +177,7 @@ def finetune_step(
     t, ps = steps_of(batch, t_star), [p for p in net.parameters() if p.requires_grad]
     w = mean_weights(held.depth, t, rate=cfg.rate, rule=cfg.rule, T=net.T)
     n, mean_n = _count(batch, reduce, world)
-    if mean_n and cfg.mu: log, rec, g, o = _both(net, batch, t, gen, held, cfg, ps, reduce, world)
-    else:
-        loss = rec_losses(net, batch.x, batch.y, t, cfg).mean()
-        log, rec, g, o = dict(rec=loss.detach()), list(_grads(loss, ps, 'the reconstruction loss')), [None]*len(ps), [None]*len(ps)
+    log, rec, g, o = _both(net, batch, t, gen, held, cfg, ps, reduce, world) if mean_n and cfg.mu else _alone(net, batch, t, cfg, ps)
     due = n/(cfg.mix*len(batch.x)) if cfg.mix else 0.     # clean pictures against those of an average step: μ stays μ however they come
     g = [None if a is None else a*due for a in g]
     if cfg.project and mean_n: g = _projected(g, rec, held, ps, reduce, world)
