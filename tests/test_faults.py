@@ -9,6 +9,7 @@ import chaos, powerloss
 from chaos import STEPS, EVERY, Disk, Ledger, config, final, network, start, train, wait
 from dtir_nb import checkpoints as ck, training as tr
 from dtir_nb.core import rng, Batch
+from dtir_nb.data import ahead
 from dtir_nb.parallel import Drift, ddp, digest, exact, fork_workers
 slow = pytest.mark.slow
 
@@ -108,7 +109,7 @@ def test_p6_workers_come_and_go(want):
 @pytest.mark.parametrize('threads', (0, 2))
 def test_p6_p20_preparing_batches_ahead_changes_nothing(tmp_path, threads):
     "No thread, or two, stopped twice on the way: the bits of the plain run."
-    plain = train(tmp_path/'plain', shards=1); source = lambda: tr.ahead(chaos.stream, depth=3, workers=threads) if threads else chaos.stream
+    plain = train(tmp_path/'plain', shards=1); source = lambda: ahead(chaos.stream, depth=3, workers=threads) if threads else chaos.stream
     for k in (3, 8):
         with pytest.raises(tr.Preempted): train(tmp_path/'run', shards=1, stream=source(), after=[chaos.at_step(k, lambda: os.kill(os.getpid(), signal.SIGTERM))])
     assert train(tmp_path/'run', shards=1, stream=source()) == plain
@@ -237,7 +238,7 @@ def test_p10_a_signal_while_scoring_saves_too(tmp_path, want, threads):
     "The score of a thousand items is not waited for; batches that were being prepared are no obstacle."
     seen = []
     def item(avg, i): seen.append(i); i == 1 and os.kill(os.getpid(), signal.SIGTERM); time.sleep(.01); return 0.
-    stream = tr.ahead(chaos.stream, workers=threads) if threads else chaos.stream
+    stream = ahead(chaos.stream, workers=threads) if threads else chaos.stream
     with pytest.raises(tr.Preempted): train(tmp_path/'run', stream=stream, after=[tr.every(5, tr.scored(item, range(1000)))])
     assert seen == [0, 1] and final(tmp_path/'run')[0] == 5 and train(tmp_path/'run', stream=stream) == want
 
@@ -411,16 +412,16 @@ def test_p20_resume_at_every_step_sees_the_same_samples(tmp_path):
 
 # P21: a worker that prepares data fails --------------------------------------------------------------------------------------------------
 def test_p21_an_error_while_preparing_ahead_comes_through(tmp_path):
-    def broken(k): return 1/0 if k == 7 else chaos.stream(k)
-    with pytest.raises(ZeroDivisionError): train(tmp_path/'run', shards=1, stream=tr.ahead(broken))
+    def broken(k, *part): return 1/0 if k == 7 else chaos.stream(k)
+    with pytest.raises(ZeroDivisionError): train(tmp_path/'run', shards=1, stream=ahead(broken))
     assert final(tmp_path/'run')[0] == 6
 
 def test_p21_a_process_that_dies_of_memory_goes_on(tmp_path):
     "Batches are made in threads, so what the kernel kills for memory is the whole process: it goes on from its checkpoint."
     plain = train(tmp_path/'plain', shards=1)
-    def hungry(k): k == 7 and os.kill(os.getpid(), signal.SIGKILL); return chaos.stream(k)
-    assert wait(start(lambda: train(tmp_path/'run', shards=1, stream=tr.ahead(hungry)))) == -signal.SIGKILL
-    assert train(tmp_path/'run', shards=1, stream=tr.ahead(chaos.stream)) == plain
+    def hungry(k, *part): k == 7 and os.kill(os.getpid(), signal.SIGKILL); return chaos.stream(k)
+    assert wait(start(lambda: train(tmp_path/'run', shards=1, stream=ahead(hungry)))) == -signal.SIGKILL
+    assert train(tmp_path/'run', shards=1, stream=ahead(chaos.stream)) == plain
 
 # P22, P23: other machines, other versions ------------------------------------------------------------------------------------------------
 def test_p22_another_thread_count_warns(done):
