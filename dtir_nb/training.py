@@ -303,24 +303,20 @@ def fit(
     groups=None,        # parameter groups for Adam, each may give a `scale` of the learning rate
 )->nn.Module:           # the running average of `net`, or `net` itself if cfg.ema is 0
     "Train `net`. The only training loop of the library."
-    team = reduce or Team()
-    net, avg, ps = prepare(net, team, cfg, groups)
-    mine, gradient = [local(p) for p in ps], sliced_gradient if team.split else team_gradient
-    fast, opt, moves = torch.compile(net) if cfg.compile else net, adam(mine, cfg, groups), (moving(avg), moving(net))
+    team = reduce or Team(); net, avg, ps = prepare(net, team, cfg, groups); mine = [local(p) for p in ps]
+    gradient, fast = sliced_gradient if team.split else team_gradient, torch.compile(net) if cfg.compile else net
+    opt, moves = adam(mine, cfg, groups), (moving(avg), moving(net))
     with RunDir(run, team, cfg, everything(net, avg, opt, mine)) as r:
         for k in r.steps():
             set_lr(opt, lr_at(k, cfg))
             gs, log, stopped, bad = gradient(fast, ps, stream, step, k, team, cfg, r.asked, r.scale.value)
             log['norm'] = set_gradients(mine, gs, cfg.clip, team if team.split else None)
-            if math.isfinite(log['norm']) and math.isfinite(log.get('loss', 0.)):
-                opt.step(); r.scale.good_step()
+            if r.usable(k, log, bad):
+                opt.step()
                 if cfg.ema: ema_update(*moves, ema_decay(k, cfg.ema))
-            elif not r.scale.overflowed(log): r.skip(k, log, bad())
             log.update(step=k, lr=lr_at(k, cfg), seconds=r.lap())
-            r.watch(after, k, net, avg, log)
-            r.done(k+1, log, stopped)
-    opt.zero_grad()
-    return avg
+            r.watch(after, k, net, avg, log); r.done(k+1, log, stopped)
+    opt.zero_grad(); return avg
 
 # %% ../nbs/08_training.ipynb #85f8a17c
 class RunDir:
@@ -350,13 +346,22 @@ class RunDir:
 
     def same(self): check_same(self.team, {} if self.team.split else self.parts)   # slices differ, as they should
 
-    def _shorten(self):
-        "Drop lines of the log that belong to steps that will be done again."
-        path, tmp = self.run/'log.jsonl', self.run/f'.log-{os.getpid()}'
-        if not path.exists(): return
-        tmp.write_text(''.join(json.dumps(l)+'\n' for l in read_log(self.run) if l['step'] < self.start)); os.replace(tmp, path)
-
 # %% ../nbs/08_training.ipynb #776065e9
+@patch
+def _shorten(self:RunDir):
+    "Drop lines of the log that belong to steps that will be done again."
+    path, tmp = self.run/'log.jsonl', self.run/f'.log-{os.getpid()}'
+    if not path.exists(): return
+    tmp.write_text(''.join(json.dumps(l)+'\n' for l in read_log(self.run) if l['step'] < self.start)); os.replace(tmp, path)
+
+@patch
+def usable(self:RunDir, k, log, bad):
+    "Are the gradients of a step finite? If not, lower the scale of float16, or count the step as skipped."
+    if math.isfinite(log['norm']) and math.isfinite(log.get('loss', 0.)): self.scale.good_step(); return True
+    if not self.scale.overflowed(log): self.skip(k, log, bad())
+    return False
+
+# %% ../nbs/08_training.ipynb #776065e91
 @patch
 def steps(self:RunDir):
     "The step numbers still to do, with a progress bar and the time left."
@@ -371,7 +376,7 @@ def lap(self:RunDir):
     t, self.t0 = self.t0, time.perf_counter()
     return self.t0-t
 
-# %% ../nbs/08_training.ipynb #776065e91
+# %% ../nbs/08_training.ipynb #776065e92
 @patch
 def watch(self:RunDir, after, k, net, avg, log):
     "Call the watchers; once a signal has come, no further one is begun, and one that is a generator is not continued."
@@ -387,7 +392,7 @@ def skip(self:RunDir, k, log, bad):
     self.skipped += 1
     if self.skipped > self.cfg.skip: raise NonFinite(k, log, self.skipped-1)
 
-# %% ../nbs/08_training.ipynb #776065e92
+# %% ../nbs/08_training.ipynb #776065e93
 @patch
 def done(self:RunDir, steps, log, stopped):
     "After a step: log it, save if it is time, and leave if a signal asked for it."
@@ -402,7 +407,7 @@ def done(self:RunDir, steps, log, stopped):
         self.save(steps, log, last)
         if stopped and steps < self.cfg.steps: raise Preempted(steps, self.run)
 
-# %% ../nbs/08_training.ipynb #776065e93
+# %% ../nbs/08_training.ipynb #776065e94
 @patch
 def save(self:RunDir, steps, log, last):
     "Write a checkpoint, now or behind the loop's back; the last one is waited for."
@@ -475,6 +480,7 @@ def pace(
         last[:] = [now]
     return f
 
+# %% ../nbs/08_training.ipynb #a6a1a9a0
 def tensorboard(
     run,      # directory of the run
 ):            # for `after`; needs the package tensorboard
