@@ -54,6 +54,7 @@ def interval(
     sd = math.sqrt(sum((v-m)**2 for v in values)/(n-1))
     return m, (T95[n-1] if n <= len(T95) else 1.96)*sd/math.sqrt(n)
 
+# %% ../../nbs/experiments/claims.ipynb #53a6b6c0
 def effect(
     recs,        # from `read`
     a, b,        # names of rows: a − b

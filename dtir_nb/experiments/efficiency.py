@@ -63,6 +63,7 @@ def _turns(nets, x, rounds):
             t = time.process_time(); net(x, 5); took[k].append(time.process_time()-t)
     return {k: v[1:] for k,v in took.items()}
 
+# %% ../../nbs/experiments/efficiency.ipynb #aebb6237
 def measure(
     size=128,     # side of the picture that is timed; MACs are those of 256×256
     rounds=5,     # timings of each
@@ -80,6 +81,7 @@ def measure(
         out[name]['sites'] = len(nets['clock'].sites)
     return out
 
+# %% ../../nbs/experiments/efficiency.ipynb #f69571a3
 def main(out='nbs/experiments/results/efficiency.json', **kw):
     "Measure, unless it has been."
     return once(out, measure, **dict(dict(size=128, rounds=5, seed=0), **kw))
