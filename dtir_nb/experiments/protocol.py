@@ -185,10 +185,10 @@ def candidates():
     sized = lambda **kw: tuple(sorted(kw.items()))
     with_ = lambda parts, **kw: replace(row(GEN, DEEP, parts), **kw)
     return {
-        'mu':       {v: with_(dict(mu=v)) for v in (.01,.1,.5)},
-        'lam_reg':  {v: row(dict(rate=0., lam_reg=v)) for v in (1e2,1e4,1e6)},
+        'mu':       {v: with_(dict(mu=v)) for v in (.001,.01,.1,.5)},
+        'lam_reg':  {v: row(dict(rate=0., lam_reg=v)) for v in (1.,10.,1e2,1e4,1e6)},
         'lam_orth': {v: with_(dict(mu=.01, lam_orth=v)) for v in (.01,.1,1.)},
-        'l2':       {v: replace(row(dict(rate=0., lam_reg=v)), l2=True) for v in (1e2,1e4,1e6)},
+        'l2':       {v: replace(row(dict(rate=0., lam_reg=v)), l2=True) for v in (.01,.1,1.,1e2,1e4,1e6)},
     }
 SELECT_SEED = 100
 
@@ -323,7 +323,7 @@ def jobs(
         picked = {k: choice[k] for k in r.choice} if choice or not r.choice else None   # None: validation has not chosen yet
         return setting, Path(out)/size.name/setting/slug(name)/f'{"ten" if len(tasks)>1 else tasks[0]}-s{seed}.json', dict(size=asdict(size), setting=setting, name=name, tasks=list(tasks), seed=seed, row=asdict(r), choice=picked, **kw)
     L  = [one('select', f'{k} {v:g}', [t], SELECT_SEED, r, parts=['val']) for k,vs in candidates().items() for v,r in vs.items() for t in SWEEP_TASKS]
-    L += [one('select', 'pre-trained', [t], SELECT_SEED, Row(), parts=['val']) for t in SWEEP_TASKS]
+    L += [one('select', n, [t], SELECT_SEED, ROWS_A[n], parts=['val']) for n in ('pre-trained','scratch') for t in SWEEP_TASKS]
     L += [one('a', n, [t], s, r) for n,r in ROWS_A.items() for s in seeds for t in TASKS_A]
     L += [one('b', n, TASKS, s, r) for n,r in ROWS_B.items() for s in seeds]
     L += [one('sweeps', n, [t], s, r) for n,r in SWEEPS.items() for s in seeds for t in SWEEP_TASKS]
