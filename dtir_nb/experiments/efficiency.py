@@ -81,15 +81,15 @@ def measure(
         out[name]['sites'] = len(nets['clock'].sites)
     return out
 
-# %% ../../nbs/experiments/efficiency.ipynb #f69571a3
-def main(out='nbs/experiments/results/efficiency.json', **kw):
+# %% ../../nbs/experiments/efficiency.ipynb #69fd6c31
+def main(out='nbs/experiments/results/efficiency_now.json', **kw):
     "Measure, unless it has been."
-    return once(out, measure, **dict(dict(size=128, rounds=5, seed=0), **kw))
+    return once(out, measure, **dict(dict(size=128, rounds=9, seed=0), **kw))
 
 # %% ../../nbs/experiments/efficiency.ipynb #13e649ba
 #| eval: false
 if __name__ == '__main__' and '__file__' in globals():
-    ap = argparse.ArgumentParser(); ap.add_argument('--out', default='nbs/experiments/results/efficiency.json')
+    ap = argparse.ArgumentParser(); ap.add_argument('--out', default='nbs/experiments/results/efficiency_now.json')
     main(**vars(ap.parse_args()))
 
 # %% ../../nbs/experiments/efficiency.ipynb #9587089e
