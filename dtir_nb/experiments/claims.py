@@ -131,14 +131,14 @@ def sweep(recs, name, task, kind, choice, part='test'):
         if ls: out.append((v, _mean(ls), (max(ls)-min(ls))/2))
     return out
 
-def plot_sweeps(recs, choice, names=('mix','rate','cut','mu','lam_reg','lam_orth','t'), kinds=('source','nuisance')):
+def plot_sweeps(recs, choice, names=('mix','rate','cut','mu','lam_reg','ratio','t'), kinds=('source','nuisance')):
     "A panel for each setting; solid: source, dashed: nuisance."
     fig, axs = plt.subplots(1, len(names), figsize=(2*len(names),2.1), dpi=80)
     for ax,name in zip(axs, names):
         for c,t in enumerate(SWEEP_TASKS):
             for k,ls in zip(kinds, ('-','--')):
                 if ps := sweep(recs, name, t, k, choice): ax.errorbar([p[0] for p in ps], [p[1]-ps[0][1] for p in ps], [p[2] for p in ps], ls=ls, marker='.', lw=1, color=f'C{c}', label=f'{t}, {k}')
-        if name in ('mu','lam_reg','lam_orth'): ax.set_xscale('symlog', linthresh=.001 if name!='lam_reg' else 1.); ax.set_xticks((0,1e2,1e4,1e6) if name=='lam_reg' else (0,.01,1.)); ax.minorticks_off()
+        if name in ('mu','lam_reg','ratio'): ax.set_xscale('symlog', linthresh=.001 if name!='lam_reg' else 1.); ax.set_xticks((0,1e2,1e4,1e6) if name=='lam_reg' else (0,.01,1.)); ax.minorticks_off()
         ax.set(title=name); ax.axhline(0, color='k', lw=.4)
     axs[0].set_ylabel('dB over its first point'); fig.tight_layout(); return axs
 

@@ -117,7 +117,7 @@ class Row:
     pre:float=.5           # share of the steps for generative pre-training; 0: from scratch, without a clock
     tune:float=.5          # share for the task
     gef:tuple=()           # changes of `PLAIN`, as (name, value)
-    choice:tuple=()        # parts whose weight the validation chose: 'lam_reg', 'lam_orth', 'mu', 'l2'
+    choice:tuple=()        # parts whose weight the validation chose: 'lam_reg', 'lam_orth', 'ratio' (of lengths), 'mu', 'l2'
     augment:bool=False     # random noise and JPEG on the degraded side
     l2:bool=False          # weight decay towards θ⁰: the importance of all weights is the same
     t:int=None             # another time step than t*
@@ -130,7 +130,7 @@ class Row:
 GEN  = dict(mix=.1, clump=2, cut=1., rate=0.)
 DEEP = dict(cut=.5, rate=.05)
 def row(*parts, choice=(), **kw): return Row(gef=tuple(sorted({k: v for p in parts for k,v in p.items()}.items())), choice=choice, **kw)
-FULL = dict(choice=('mu','lam_reg','lam_orth'))
+FULL = dict(choice=('mu','lam_reg','ratio'))
 
 ROWS_A = {
     'scratch':             Row(0, 1.),
@@ -156,7 +156,8 @@ def vary(name, key, values, times=None):
     "Rows of the full method with one value changed; `times` multiplies what was chosen."
     return {f'{name} {v:g}': row(GEN, DEEP, {key: v}, choice=tuple(c for c in FULL['choice'] if c != key)) for v in values}
 
-SWEEPS = (vary('mix', 'mix', (.02,.05,.3,.5)) | vary('rate', 'rate', (0.,.02,.2)) | vary('cut', 'cut', (.25,.75,1.)) | vary('lam_reg', 'lam_reg', (0.,1.,100.,1e4,1e6)) | vary('lam_orth', 'lam_orth', (0.,.001,.1,1.)) | vary('mu', 'mu', (.001,.1,1.))
+SWEEPS = (vary('mix', 'mix', (.02,.05,.3,.5)) | vary('rate', 'rate', (0.,.02,.2)) | vary('cut', 'cut', (.25,.75,1.)) | vary('lam_reg', 'lam_reg', (0.,1.,100.,1e4,1e6)) | vary('mu', 'mu', (.001,.1,1.))
+    | {f'ratio {v:g}': row(GEN, DEEP, dict(lam_orth=v, lengths=True), choice=('mu','lam_reg')) for v in (0.,.01,.1,1.)} | {'raw orthogonality': row(GEN, DEEP, choice=('mu','lam_reg','lam_orth'))}
     | {f't {t}': row(GEN, DEEP, t=t, **FULL) for t in (1,3,6,12,20,30,45)}
     | {f'{n}, {k} photographs': replace(ROWS_A[n], few=k) for k in (4,16,64) for n in ('scratch','pre-trained','full')}
     | {f'{n}, twice as long': replace(ROWS_A[n], tune=2*ROWS_A[n].tune) for n in ('scratch','pre-trained','full')}
@@ -188,6 +189,7 @@ def candidates():
         'mu':       {v: with_(dict(mu=v)) for v in (.001,.01,.1,.5)},
         'lam_reg':  {v: row(dict(rate=0., lam_reg=v)) for v in (1.,10.,1e2,1e4,1e6)},
         'lam_orth': {v: with_(dict(mu=.01, lam_orth=v)) for v in (.01,.1,1.)},
+        'ratio':    {v: with_(dict(mu=.01, lam_orth=v, lengths=True)) for v in (.03,.1,.3)},
         'l2':       {v: replace(row(dict(rate=0., lam_reg=v)), l2=True) for v in (.01,.1,1.,1e2,1e4,1e6)},
     }
 SELECT_SEED = 100
@@ -229,7 +231,7 @@ def task_source(size, r, task, strength='source'):
 # %% ../../nbs/experiments/protocol.ipynb #f33d9832
 def settings(r, choice):
     "The `FinetuneConfig` of a row, with the chosen weights."
-    picked = {('lam_reg' if k=='l2' else k): choice[k] for k in r.choice}
+    picked = {dict(l2='lam_reg', ratio='lam_orth').get(k, k): choice[k] for k in r.choice} | (dict(lengths=True) if 'ratio' in r.choice else {})
     return replace(PLAIN, **dict(r.gef) | picked)
 
 def held_by(net, clean, gef, r, size, seed):
