@@ -165,6 +165,16 @@ def test_two_machines(one, tmp_path):
     said = [p.communicate(timeout=600) for p in ps]; assert [p.returncode for p in ps] == [0, 0] and same(tmp_path/'run', one), said
 
 @slow
+def test_a_machine_that_leaves(one, tmp_path):
+    "`--nodes 1:2`: two machines begin, one dies, the other goes on alone, to the same bits."
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    more = ['--set', 'pre=60']; run = tmp_path/'run'; ps = []
+    for _ in range(2): ps.append(dtir_run(run, *more, '--nodes', '1:2', '--master', f'127.0.0.1:{port}', '--job', 'leaves', workers=1, GLOO_SOCKET_IFNAME='lo')); time.sleep(2)
+    after_steps(run, 3); assert below(below(ps[1].pid)[0])                                     # the second machine has a worker
+    ps[1].kill(); ps[1].wait(); out, err = ps[0].communicate(timeout=600); assert ps[0].returncode == 0, (err, (run/'workers.log').read_text()[-2000:])
+    assert line(*TINY, *more, '--out', tmp_path/'plain')[0] == 0 and same(run, tmp_path/'plain')
+
+@slow
 def test_slices_through_the_launcher(tmp_path):
     "A sliced run under the parent; its restorer is that of `ddp`, to rounding."
     more = ['--set', 'tasks=noisy', '--set', 'experts=0', '--set', 'project=true', '--set', 'order=joint', '--set', 'lam_reg=0']
