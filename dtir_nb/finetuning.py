@@ -172,6 +172,10 @@ def _sum(parts):
     parts = [p for p in parts if p is not None]
     return sum(parts[1:], parts[0]) if parts else None
 
+def _total(log, due, cfg):
+    "The whole loss of a step (Eq. 12), from its parts; what is not there counts nothing."
+    return log['rec'] + cfg.mu*due*log.get('gen', 0.) + cfg.lam_reg*log.get('reg', 0.) + cfg.lam_orth*log.get('orth', 0.)
+
 # %% ../nbs/15_finetuning.ipynb #71159755
 def finetune_step(
     net,         # the clocked network
@@ -197,8 +201,7 @@ def finetune_step(
     if cfg.lam_reg and held.imp is not None:
         log['reg'], pull = penalty_grads(net, held.theta0, held.imp, w, cfg.order)
         gs = [_sum([a, cfg.lam_reg*pull[k] if k in pull else None]) for k,a in zip(held.names, gs)]
-    total = log['rec'] + cfg.mu*due*log.get('gen', 0.) + cfg.lam_reg*log.get('reg', 0.) + cfg.lam_orth*log.get('orth', 0.)
-    return dict(loss=total, grads=gs, **{k: log.get(k, torch.tensor(0.)) for k in ('rec','gen','reg','orth')})
+    return dict(loss=_total(log, due, cfg), grads=gs, **{k: log.get(k, torch.tensor(0.)) for k in ('rec','gen','reg','orth')})
 
 # %% ../nbs/15_finetuning.ipynb #58db73c4
 def _importance(net, loss, samples):
