@@ -7,7 +7,7 @@ __all__ = ['TASKS_A', 'COMPANION', 'PUBLIC', 'REGIMES', 'NUISANCE', 'STRONGER', 
            'SWEEPS', 'SWEEP_TASKS', 'B', 'ROWS_B', 'SELECT_SEED', 'NETS', 'GUESS', 'stronger', 'jpeg40', 'degraded',
            'Size', 'root', 'split', 'slug', 'middle', 'pictures', 'public', 'Row', 'row', 'vary', 'candidates',
            'fit_config', 'steps_of_share', 'pretrained', 'write_whole', 'disturbed', 'task_source', 'settings',
-           'held_by', 'plain_step', 'train_row', 'scored', 'scores_on', 'scores_public', 'examine', 'cell',
+           'held_by', 'plain_step', 'train_row', 'scored', 'scores_on', 'scores_public', 'examine', 'curve', 'cell',
            'input_scores', 'jobs', 'read_choice', 'nuisance', 'source', 'choose', 'estimate', 'needed', 'work', 'main',
            'check_leaks']
 
@@ -69,8 +69,8 @@ class Size:
     "How much is trained. The notebooks are the same at every size."
     name:str='small'
     net:str='small'        # 'small' 0.5 M parameters, 'medium' 1.9 M
-    steps:int=2000         # of a run in Setting A, pre-training included
-    steps_b:int=4000       # of a run in Setting B
+    steps:int=4000         # of a run in Setting A, pre-training included
+    steps_b:int=6000       # of a run in Setting B
     patch:int=48
     batch:int=8
     lr:float=1e-3
@@ -117,7 +117,7 @@ class Row:
     pre:float=.5           # share of the steps for generative pre-training; 0: from scratch, without a clock
     tune:float=.5          # share for the task
     gef:tuple=()           # changes of `PLAIN`, as (name, value)
-    choice:tuple=()        # parts whose weight the validation chose: 'lam_reg', 'lam_orth', 'ratio' (of lengths), 'mu', 'l2'
+    choice:tuple=()        # parts whose weight the validation chose: 'lam_reg', 'ratio' (λ2, of lengths), 'mu', 'l2'
     augment:bool=False     # random noise and JPEG on the degraded side
     l2:bool=False          # weight decay towards θ⁰: the importance of all weights is the same
     t:int=None             # another time step than t*
@@ -156,8 +156,8 @@ def vary(name, key, values, times=None):
     "Rows of the full method with one value changed; `times` multiplies what was chosen."
     return {f'{name} {v:g}': row(GEN, DEEP, {key: v}, choice=tuple(c for c in FULL['choice'] if c != key)) for v in values}
 
-SWEEPS = (vary('mix', 'mix', (.02,.05,.3,.5)) | vary('rate', 'rate', (0.,.02,.2)) | vary('cut', 'cut', (.25,.75,1.)) | vary('lam_reg', 'lam_reg', (0.,1.,100.,1e4,1e6)) | vary('mu', 'mu', (.001,.1,1.))
-    | {f'ratio {v:g}': row(GEN, DEEP, dict(lam_orth=v, lengths=True), choice=('mu','lam_reg')) for v in (0.,.01,.1,1.)} | {'raw orthogonality': row(GEN, DEEP, choice=('mu','lam_reg','lam_orth'))}
+SWEEPS = (vary('mix', 'mix', (.02,.05,.3,.5)) | vary('rate', 'rate', (0.,.02,.2)) | vary('cut', 'cut', (.25,.75,1.)) | vary('lam_reg', 'lam_reg', (0.,10.,1e3,1e5)) | vary('mu', 'mu', (1e-4,.01,.1))
+    | {f'ratio {v:g}': row(GEN, DEEP, dict(lam_orth=v, lengths=True), choice=('mu','lam_reg')) for v in (0.,.01,.1,1.)} | {'raw orthogonality': row(GEN, DEEP, dict(lam_orth=.01), choice=('mu','lam_reg'))}
     | {f't {t}': row(GEN, DEEP, t=t, **FULL) for t in (1,3,6,12,20,30,45)}
     | {f'{n}, {k} photographs': replace(ROWS_A[n], few=k) for k in (4,16,64) for n in ('scratch','pre-trained','full')}
     | {f'{n}, twice as long': replace(ROWS_A[n], tune=2*ROWS_A[n].tune) for n in ('scratch','pre-trained','full')}
@@ -183,14 +183,12 @@ ROWS_B = {
 # %% ../../nbs/experiments/protocol.ipynb #764f1aae
 def candidates():
     "name -> rows that compete to be chosen."
-    sized = lambda **kw: tuple(sorted(kw.items()))
     with_ = lambda parts, **kw: replace(row(GEN, DEEP, parts), **kw)
     return {
-        'mu':       {v: with_(dict(mu=v)) for v in (.001,.01,.1,.5)},
-        'lam_reg':  {v: row(dict(rate=0., lam_reg=v)) for v in (1.,10.,1e2,1e4,1e6)},
-        'lam_orth': {v: with_(dict(mu=.01, lam_orth=v)) for v in (.01,.1,1.)},
-        'ratio':    {v: with_(dict(mu=.01, lam_orth=v, lengths=True)) for v in (.03,.1,.3)},
-        'l2':       {v: replace(row(dict(rate=0., lam_reg=v)), l2=True) for v in (.01,.1,1.,1e2,1e4,1e6)},
+        'mu':       {v: with_(dict(mu=v)) for v in (3e-4,1e-3,3e-3)},
+        'lam_reg':  {v: row(dict(rate=0., lam_reg=v)) for v in (1.,1e2,1e4)},
+        'ratio':    {v: with_(dict(mu=1e-3, lam_orth=v, lengths=True)) for v in (.01,.03,.1)},
+        'l2':       {v: replace(row(dict(rate=0., lam_reg=v)), l2=True) for v in (.01,.1,1.)},
     }
 SELECT_SEED = 100
 
@@ -299,6 +297,13 @@ def examine(net, tasks, t, size, parts=('val','test')):
     with torch.no_grad(): out['gen'] = None if isinstance(net, Timeless) else round(gen_loss(net, x, rng(0, 'gen')).mean().item(), 4)
     return out
 
+# %% ../../nbs/experiments/protocol.ipynb #e82f7476
+def curve(run, every=50):
+    "Mean reconstruction loss over each `every` steps, from the log of a run; empty where a run has several logs."
+    p = Path(run)/'log.jsonl'; rows = [json.loads(l) for l in p.read_text().splitlines()] if p.exists() else []
+    v = [r.get('rec', r['loss']) for r in rows if 'loss' in r]
+    return [round(sum(v[i:i+every])/len(v[i:i+every]), 5) for i in range(0, len(v), every)]
+
 # %% ../../nbs/experiments/protocol.ipynb #c1dc858e
 def cell(size, setting, name, tasks, seed, row, choice, runs='runs/claims', parts=('val','test')):
     "One run: train, examine."
@@ -306,7 +311,7 @@ def cell(size, setting, name, tasks, seed, row, choice, runs='runs/claims', part
     sz, r = Size(**size), Row(**{**row, 'gef': tuple(map(tuple, row['gef'])), 'choice': tuple(row['choice'])})
     run = Path(runs)/sz.name/setting/slug(name)/f'{"ten" if len(tasks)>1 else tasks[0]}-s{seed}'
     net, t = train_row(r, sz, list(tasks), seed, choice, run)
-    return dict(t=[[k, int(v)] for k,v in t.items()]) | examine(net, list(tasks), t, sz, tuple(parts))
+    return dict(t=[[k, int(v)] for k,v in t.items()], curve=curve(run)) | examine(net, list(tasks), t, sz, tuple(parts))
 
 def input_scores(size, tasks, parts=('val','test')):
     "What the degraded pictures themselves score."
