@@ -7,7 +7,7 @@ export PYTHONPATH := $(CURDIR)
 export OMP_NUM_THREADS ?= 1
 SCALE  ?= default
 
-.PHONY: demo test test-all chaos docs browser clean check notebooks export
+.PHONY: demo test test-all chaos experiments docs browser clean check notebooks export
 
 demo: $(STAMP)
 	OMP_NUM_THREADS=2 $(BIN)/dtir demo --scale $(SCALE) $(DEMO_FLAGS)
@@ -23,9 +23,14 @@ test-all: test
 chaos: $(STAMP)
 	$(BIN)/python tests/chaos.py --kills $(or $(KILLS),200)
 
+# what the experiments have no record of yet, from the photographs in $DTIR_DATA; cut off, it goes on; ONLY="select a b sweeps", JOBS and MINUTES limit it
+experiments: $(STAMP)
+	$(BIN)/python -m dtir_nb.experiments.protocol --jobs $(or $(JOBS),1) $(if $(ONLY),--only $(ONLY)) $(if $(MINUTES),--minutes $(MINUTES))
+
 check: $(STAMP)
 	$(BIN)/python tools/check_sync.py
 	$(BIN)/python tools/build_docs.py --check-readme
+	$(BIN)/python tools/check_numbers.py
 
 export: $(STAMP)
 	$(BIN)/nbdev_export

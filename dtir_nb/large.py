@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_sliced', 'gram', 'angles', 'SlicedHeld', 'pull_back', 'shares', 'objectives', 'displaced', 'angle_gradients',
-           'weighted', 'with_angles', 'two_gradients', 'unopposed', 'sliced_step', 'finetune_sliced']
+           'weighted', 'with_angles', 'two_gradients', 'unopposed', 'as_long', 'sliced_step', 'finetune_sliced']
 
 # %% ../nbs/15a_large.ipynb #9f2e3d84
 from functools import partial
@@ -141,6 +141,12 @@ def unopposed(g, rec, team):
     ab, bb = dots([(g, rec), ([b for a,b in zip(g, rec) if a is not None],)*2], team); c = min(ab, 0.)/max(bb, 1e-300)
     return [None if a is None or b is None else a-c*b for a,b in zip(g, rec)]
 
+def as_long(o, rec, team):
+    "The orthogonality gradient, as long as that of reconstruction over the slices that it reaches (`lengths`)."
+    if all(v is None for v in o): return o
+    aa, bb = dots([(o, o), ([b for a,b in zip(o, rec) if a is not None],)*2], team); c = (bb/max(aa, 1e-300))**.5
+    return [None if v is None else c*v for v in o]
+
 # %% ../nbs/15a_large.ipynb #54385611
 def sliced_step(net, batch, gen, reduce, t_star, cfg, held, team):
     "One step of fine-tuning on slices: first derivatives and inner products only (Eq. 12)."
@@ -151,6 +157,7 @@ def sliced_step(net, batch, gen, reduce, t_star, cfg, held, team):
     if cfg.lam_orth and mean_n and cfg.mu: l_rec, l_gen, rec, g, orth, pull = with_angles(net, batch, t, gen, h, cfg, ps, round(mean_n*team.world), team)
     else: l_rec, l_gen, rec, g = two_gradients(net, batch, t, gen, h, cfg, ps, n, mean_n)
     if g is not None and cfg.project: g = unopposed(g, rec, team)
+    if cfg.lengths: pull = as_long(pull, rec, team)
     gs = [_sum([a, None if b is None else cfg.mu*w[k]*b, None if c is None else cfg.lam_orth*w[k]*c]) for k,a,b,c in zip(h.names, rec, g or [None]*len(ps), pull)]
     reg = 0.
     if cfg.lam_reg and h.imp is not None:

@@ -35,7 +35,7 @@ class Recipe:
     matching:int=12; samples:int=64    # pairs from which t* is found; clean crops from which the importance is computed
     size:int=192                       # side of the held-out pictures that are scored, at most (demonstration only)
     mix:float=.1; clump:int=4          # clean pictures per picture in fine-tuning, and how many come at a time
-    mu:float=.01; lam_reg:float=1.; lam_orth:float=.01; project:bool=False # weights of generation, importance, orthogonality; its first-order form
+    mu:float=.01; lam_reg:float=1.; lam_orth:float=.01; lengths:bool=False; project:bool=False # weights of generation, importance, orthogonality; its first-order form
     rate:float=.05; cut:float=.5       # layer decay: rate, and depth that generation reaches
     order:str='ascending'              # tasks join by t*: 'ascending', 'descending', or all at once: 'joint'
     ema:float=.99; save_every:int=0    # decay of the averaged weights; steps between checkpoints, 0: a quarter of a stage
@@ -52,7 +52,7 @@ class Recipe:
 # %% ../nbs/18b_recipes.ipynb #5bd79331
 def gef(r):
     "What fine-tuning adds to plain supervision, of a recipe."
-    return FinetuneConfig(mix=r.mix, clump=r.clump, mu=r.mu, lam_reg=r.lam_reg, lam_orth=r.lam_orth, project=r.project, rate=r.rate, cut=r.cut, samples=r.samples)
+    return FinetuneConfig(mix=r.mix, clump=r.clump, mu=r.mu, lam_reg=r.lam_reg, lam_orth=r.lam_orth, lengths=r.lengths, project=r.project, rate=r.rate, cut=r.cut, samples=r.samples)
 
 def spec(r)->dict:
     "The network of a recipe, as `build_net` wants it."
