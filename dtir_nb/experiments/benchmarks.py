@@ -46,16 +46,17 @@ from .records import once
 
 # %% ../../nbs/experiments/benchmarks.ipynb #5e7f3785
 def turns(
-    units:dict,      # name -> f(); a number that f returns counts as its result, else the time it took does
+    units:dict,      # name -> f(); a number that f returns counts as its result, a dict of them as several; else the time it took does
     rounds:int,      # how often each is called
     warm:int=1,      # calls before that
     clock=time.perf_counter, # or `time.process_time`, which does not count what other programs do
 )->dict:             # name -> list of `rounds` numbers
     "A B A B …: everything once, then everything again."
-    took = {k: [] for k in units}
+    took = {}
     for _ in range(rounds+warm):
         for k,f in units.items():
-            t = clock(); r = f(); took[k].append(clock()-t if r is None else float(r))
+            t = clock(); r = f(); r = clock()-t if r is None else r
+            for suffix,v in (r if isinstance(r, dict) else {'': r}).items(): took.setdefault(k+suffix, []).append(float(v))
     return {k: v[warm:] for k,v in took.items()}
 
 # %% ../../nbs/experiments/benchmarks.ipynb #9bb1eb15
@@ -132,14 +133,14 @@ def step_seconds(
     net,         # the network that is trained
     train,       # train(): trains it for a few steps
     warm=2,      # steps that do not count
-)->float:        # seconds per step, wall clock
+)->dict:         # '': seconds per step by the wall clock; ' [thread]': seconds that the training thread computed
     "The mean time between two calls of `net` while `train` runs."
     calls = []
-    h = net.register_forward_pre_hook(lambda m, a: calls.append(time.perf_counter()) if m.training else None)
+    h = net.register_forward_pre_hook(lambda m, a: calls.append((time.perf_counter(), time.thread_time())) if m.training else None)
     try:
         with quiet(): train()
     finally: h.remove()
-    return (calls[-1]-calls[warm])/(len(calls)-1-warm)
+    return {k: (calls[-1][i]-calls[warm][i])/(len(calls)-1-warm) for i,k in enumerate(('', ' [thread]'))}
 
 # %% ../../nbs/experiments/benchmarks.ipynb #e8d9514b
 def lucidrains(net, folder, steps, batch, side, out):
@@ -183,7 +184,7 @@ def _hf_step(model, x, opt, sched, acc, noise_scheduler, bar):
 # %% ../../nbs/experiments/benchmarks.ipynb #6ce31ae3
 def ours_pre(net, folder, steps, batch, side, out, ema=.999):
     "Notebook 09: `fit` with `pretrain_step`, its average included."
-    fit(net, stream(Clean(folder, patch=side), batch=batch), pretrain_step, FitConfig(steps=steps, lr=1e-4, ema=ema, progress=False))
+    fit(net, stream(Clean(folder, patch=side, bad='trust'), batch=batch), pretrain_step, FitConfig(steps=steps, lr=1e-4, ema=ema, progress=False))
 
 def pretraining(rounds, seed, steps=8, batch=16, side=64):
     "Seconds per step of generative pre-training."
@@ -425,7 +426,7 @@ def starting(rounds, seed):
 
 # %% ../../nbs/experiments/benchmarks.ipynb #4da5682d
 KINDS = {'convolution': ('conv', 'mm', 'addbmm'), 'products and sums': ('mul', 'add', 'sub', 'div', 'sum', 'mean', 'pow', 'neg'), 'copies and fills': ('copy', 'cat', 'fill', 'zero', 'clone', 'contiguous', 'shuffle'),
-         'normalisation': ('norm',), 'optimiser': ('_fused_adam', '_foreach')}
+         'normalisation': ('norm',), 'optimiser': ('_fused_adam', '_foreach', 'Optimizer')}
 
 def kind(op):
     "Which of `KINDS` an operation belongs to."
@@ -440,7 +441,7 @@ def profile(rounds, seed, batch=16, side=64):
         opt.step()
     a, b = (torch.rand(1024, 1024, generator=rng(seed, k)) for k in 'ab')
     took = turns({'step': step, 'product': lambda: (a@b, None)[1]}, rounds, warm=2, clock=time.process_time)
-    with quiet(), prof(activities=[ProfilerActivity.CPU]) as p: step()
+    with quiet(), prof(activities=[ProfilerActivity.CPU]) as p: [step() for _ in range(5)]
     ops = {e.key: e.self_cpu_time_total for e in p.key_averages()}; total = sum(ops.values()); shares = {k: sum(v for o,v in ops.items() if kind(o) == k)/total for k in [*KINDS, 'other']}
     work = 2*3*batch*count_macs(net, (1,3,side,side), torch.tensor([1], device='meta'))
     took['share of the peak'] = [work/s/(2*1024**3/m) for s,m in zip(took['step'], took['product'])]
@@ -572,10 +573,14 @@ def slope(
     k = max(2, (len(xs)+1)//2); a, b = ([math.log(v) for v in o[-k:]] for o in (xs, ys)); ma, mb = sum(a)/k, sum(b)/k
     return sum((u-ma)*(v-mb) for u,v in zip(a, b))/sum((u-ma)**2 for u in a)
 
-# %% ../../nbs/experiments/benchmarks.ipynb #adb05b01
+# %% ../../nbs/experiments/benchmarks.ipynb #5a173990
+def _speeds(what, limit, *rivals):
+    "Goals for pictures per second, by both clocks."
+    return tuple(Goal(f'{what}, pictures/s: ours / {r}{word}', r+c, 'ours'+c, limit, False) for r in rivals for c,word in (('', ''), (' [thread]', ', by the clock of the training thread')))
+
 ROWS = {
- 'pretraining': Row('generative pre-training, step', pretraining, (Goal('pre-training, pictures/s: ours / denoising-diffusion-pytorch', 'denoising-diffusion-pytorch', 'ours', 1.2, False), Goal('pre-training, pictures/s: ours / diffusers', 'diffusers', 'ours', 1.2, False)), 7, 3, ('denoising_diffusion_pytorch', 'diffusers')),
- 'restoration': Row('plain restoration, step', restoration, (Goal('restoration, pictures/s: ours / Lightning', 'Lightning', 'ours', 1.1, False), Goal('restoration, pictures/s: ours / accelerate', 'accelerate', 'ours', 1.1, False)), 7, 3, ('pytorch_lightning', 'accelerate')),
+ 'pretraining': Row('generative pre-training, step', pretraining, _speeds('pre-training', 1.2, 'denoising-diffusion-pytorch', 'diffusers'), 7, 3, ('denoising_diffusion_pytorch', 'diffusers')),
+ 'restoration': Row('plain restoration, step', restoration, _speeds('restoration', 1.1, 'Lightning', 'accelerate'), 7, 3, ('pytorch_lightning', 'accelerate')),
  'gef': Row('fine-tuning step', gef, (Goal('GEF step / plain step, projection', 'projection', 'plain', 1.35), Goal('GEF step / plain step, displaced gradient (default)', 'displaced', 'plain', 2.), Goal('GEF step / plain step, exact double backward', 'exact', 'plain', 2.)), 7, 3),
  'importance': Row('importance of 16 samples', importances, (Goal('importance / Avalanche', 'ours', 'Avalanche', .9), Goal('importance / N single backward passes', 'ours', 'N backward passes', .9)), 9, 5),
  'surgery': Row('gradient surgery', surgery, (Goal("projection / TorchJD's PCGrad", 'ours', 'TorchJD', 1.), Goal("projection / TorchJD's PCGrad, one at a time", 'ours', 'TorchJD, one at a time', 1.)), 9, 5, ('torchjd',)),
