@@ -7,7 +7,7 @@ export PYTHONPATH := $(CURDIR)
 export OMP_NUM_THREADS ?= 1
 SCALE  ?= default
 
-.PHONY: demo test test-all chaos bench docs browser clean check notebooks export
+.PHONY: demo test test-all chaos bench experiments docs browser clean check notebooks export
 
 demo: $(STAMP)
 	OMP_NUM_THREADS=2 $(BIN)/dtir demo --scale $(SCALE) $(DEMO_FLAGS)
@@ -29,9 +29,14 @@ bench: $(STAMP)
 	rm -rf runs/bench
 	OMP_NUM_THREADS=1 $(BIN)/dtir bench --quick --out runs/bench --rows '$(ROWS)' --check nbs/experiments/results/benchmarks
 
+# what the experiments have no record of yet, from the photographs in $DTIR_DATA; cut off, it goes on; ONLY="select a b sweeps", JOBS and MINUTES limit it
+experiments: $(STAMP)
+	$(BIN)/python -m dtir_nb.experiments.protocol --jobs $(or $(JOBS),1) $(if $(ONLY),--only $(ONLY)) $(if $(MINUTES),--minutes $(MINUTES))
+
 check: $(STAMP)
 	$(BIN)/python tools/check_sync.py
 	$(BIN)/python tools/build_docs.py --check-readme
+	$(BIN)/python tools/check_numbers.py
 
 export: $(STAMP)
 	$(BIN)/nbdev_export

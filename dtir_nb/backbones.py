@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
+from fastcore.basics import patch
 
 # %% ../nbs/04_backbones.ipynb #687f51de
 class LayerNorm2d(nn.Module):
@@ -96,14 +96,19 @@ class NAFNet(nn.Module):
         self.ups      = nn.ModuleList(nn.Sequential(nn.Conv2d(c, 2*c, 1, bias=False), nn.PixelShuffle(2)) for c in cs[:0:-1])
         self.decoders = nn.ModuleList(blocks(n, c) for n,c in zip(dec, cs[-2::-1]))
 
-    def forward(self, img:Tensor)->Tensor:
-        H,W = img.shape[-2:]
-        x = _by_pixel(pad_to(img, 2**len(self.downs), 'zero'))   # a third faster: norms and 1×1 convolutions read whole pixels
-        h, skips = self.intro(x), []
-        for blocks,down in zip(self.encoders, self.downs): h = blocks(h); skips.append(h); h = down(h)
-        h = self.middle_blks(h)
-        for up,blocks in zip(self.ups, self.decoders): h = blocks(up(h) + skips.pop())
-        return (x + self.ending(h))[..., :H, :W]
+# %% ../nbs/04_backbones.ipynb #c9d3b211
+@patch
+def forward(self:NAFNet,
+    img:Tensor,  # pictures (B,C,H,W), any H,W ≥ 1
+)->Tensor:       # restored pictures, same shape
+    "One pass, padded to a multiple of $2^L$ inside."
+    H,W = img.shape[-2:]
+    x = _by_pixel(pad_to(img, 2**len(self.downs), 'zero'))   # a third faster: norms and 1×1 convolutions read whole pixels
+    h, skips = self.intro(x), []
+    for blocks,down in zip(self.encoders, self.downs): h = blocks(h); skips.append(h); h = down(h)
+    h = self.middle_blks(h)
+    for up,blocks in zip(self.ups, self.decoders): h = blocks(up(h) + skips.pop())
+    return (x + self.ending(h))[..., :H, :W]
 
 # %% ../nbs/04_backbones.ipynb #c7fc84b2
 def count_params(
@@ -119,6 +124,7 @@ def count_macs(
     *args,                    # what `forward` takes after the picture, e.g. a time step
 )->int:
     "Multiply-accumulate operations of one forward pass: convolutions and matrix products, attention included."
+    from torch.utils.flop_counter import FlopCounterMode   # here, since loading it takes as long as the rest of this module many times over
     ghosts = {k: torch.empty_like(v, device='meta') for k,v in [*net.named_parameters(), *net.named_buffers()]}
     with torch.no_grad(), FlopCounterMode(display=False) as count:
         functional_call(net, ghosts, (torch.empty(shape, device='meta'), *args))

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['FORMAT', 'CheckpointError', 'pack', 'canonical', 'sha256', 'write_file', 'sync_dir', 'read_file', 'make_dir',
            'remove', 'write_dir', 'environment', 'sign', 'read_manifest', 'read_dir', 'step_name', 'damage',
-           'Checkpoint', 'checkpoints', 'load_checkpoint', 'prune', 'save_checkpoint', 'Locked', 'run_lock',
-           'check_tensors', 'copy_tensors', 'save_net', 'read_net', 'load_net', 'check_zip', 'import_weights']
+           'Checkpoint', 'checkpoints', 'load_checkpoint', 'prune', 'save_checkpoint', 'snapshot', 'Writer', 'Locked',
+           'run_lock', 'check_tensors', 'copy_tensors', 'save_net', 'read_net', 'load_net', 'check_zip',
+           'import_weights']
 
-# %% ../nbs/07_checkpoints.ipynb #7cc4cf89
-import contextlib, errno, hashlib, json, os, re, shutil, socket, stat, subprocess, sys, tempfile, warnings, zipfile
+# %% ../nbs/07_checkpoints.ipynb #bd0b3210
+import contextlib, errno, hashlib, json, os, re, shutil, socket, stat, subprocess, sys, tempfile, threading, warnings, zipfile
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -243,6 +244,41 @@ def save_checkpoint(
     if (why := damage(path)): raise CheckpointError(path, 'E_DISK', f'was written but does not read back: {why}. Check the disk')
     prune(run, keep)
     return path
+
+# %% ../nbs/07_checkpoints.ipynb #80599b9a
+@torch.no_grad()
+def snapshot(
+    tensors:dict,   # group -> name -> tensor, any device
+    into=None,      # an older snapshot whose memory may be used again
+)->dict:            # the same, on the CPU, sharing memory with nothing
+    "A copy that training cannot change any more."
+    def one(v, old):
+        if old is not None and old.shape == v.shape and old.dtype == v.dtype: return old.copy_(v)
+        return torch.empty(v.shape, dtype=v.dtype).copy_(v)
+    into = into or {}
+    return {g: {k: one(v.detach(), into.get(g, {}).get(k)) for k,v in ts.items()} for g,ts in tensors.items()}
+
+# %% ../nbs/07_checkpoints.ipynb #d6a30729
+class Writer:
+    "Saves checkpoints in a thread, one at a time. What goes wrong there is raised here, at the next call."
+    def __init__(self): self.thread = self.error = self.copy = None
+    def save(self, run, step, tensors, state, **kw):
+        "Take a snapshot, and save it behind the caller's back; arguments of `save_checkpoint`."
+        self.wait()
+        self.copy = snapshot(tensors, self.copy)
+        self.thread = threading.Thread(target=self._write, args=(run, step, self.copy, state), kwargs=kw, name='checkpoint')
+        self.thread.start()
+    def _write(self, *a, **kw):
+        try: save_checkpoint(*a, **kw)
+        except BaseException as e: self.error = e
+    def wait(self):
+        "Until what was begun is on the disk; raises what went wrong."
+        if self.thread: self.thread.join(); self.thread = None
+        e, self.error = self.error, None
+        if e: raise e
+    def poll(self):
+        "Raise what went wrong, without waiting."
+        if self.thread and not self.thread.is_alive(): self.wait()
 
 # %% ../nbs/07_checkpoints.ipynb #82ddfa66
 class Locked(RuntimeError):

@@ -122,23 +122,23 @@ def _probe(net, size, batch=3):
 
 # %% ../nbs/05_conditioning.ipynb #82dd0fbf
 def _outputs(net, size, args):
-    "What leaves every submodule that has parameters and is executed once: name -> (module, input, output)."
+    "What leaves every submodule that has parameters and is executed once: name -> (module, shape of input, of output). Shapes only: all features of a large network at once would fill the memory."
     seen, runs = {}, {}
     def see(name, mod, i, o):
         runs[name] = runs.get(name, 0)+1
-        if name and isinstance(o, Tensor) and o.is_floating_point() and any(True for _ in mod.parameters()): seen[name] = (mod, i[0] if i else None, o)
+        if name and isinstance(o, Tensor) and o.is_floating_point() and any(True for _ in mod.parameters()): seen[name] = (mod, i[0].shape if i and isinstance(i[0], Tensor) else None, o.shape)
     probe = _probe(net, size); _watch(net, probe, args, see)
-    return {n: v for n,v in seen.items() if runs[n]==1 and len(v[2])==len(probe)}
+    return {n: v for n,v in seen.items() if runs[n]==1 and v[2][:1]==(len(probe),)}
 
 def _seen(net, size, args):
     "Features in order of execution: (name, kind, channels, their dimension, keeps its input's shape and has parts, is a container)."
     small, large, rows = _outputs(net, size, args), _outputs(net, 2*size, args), []
     for n,(mod,i,o) in small.items():
-        if o.ndim not in (3,4) or n not in large or large[n][2].ndim != o.ndim: continue
-        fixed = [d for d in range(1, o.ndim) if o.shape[d]==large[n][2].shape[d]]     # what does not grow with the picture holds the channels
+        if len(o) not in (3,4) or n not in large or len(large[n][2]) != len(o): continue
+        fixed = [d for d in range(1, len(o)) if o[d]==large[n][2][d]]     # what does not grow with the picture holds the channels
         if len(fixed) != 1: continue
-        same = isinstance(i, Tensor) and i.shape==o.shape and any(True for _ in mod.children())
-        rows.append((n, type(mod).__name__, o.shape[fixed[0]], fixed[0], same, isinstance(mod, (nn.Sequential, nn.ModuleList))))
+        same = i==o and any(True for _ in mod.children())
+        rows.append((n, type(mod).__name__, o[fixed[0]], fixed[0], same, isinstance(mod, (nn.Sequential, nn.ModuleList))))
     return rows
 
 # %% ../nbs/05_conditioning.ipynb #ca208d34

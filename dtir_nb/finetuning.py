@@ -51,6 +51,7 @@ class FinetuneConfig:
     mu:float=0.01           # weight μ of the generation loss
     lam_reg:float=1.        # weight λ1 of the importance regularisation (eq. 5)
     lam_orth:float=0.01     # weight λ2 of the orthogonality loss (eq. 8)
+    lengths:bool=False      # λ2 is a ratio of lengths, of the orthogonality gradient to the reconstruction gradient
     project:bool=False      # instead of the orthogonality loss: project the generation gradient (first order)
     rate:float=0.05         # decay rate a of the layer weights (eq. 10)
     cut:float=0.5           # deepest layer that generation reaches
@@ -128,6 +129,11 @@ def _groups(net, batch, t, gen, cfg):
     r = slice(cutting, len(batch.x)); rest = [lambda: rec_losses(net, batch.x[r], batch.y[r], t[r], cfg)] if cutting < len(batch.x) else []
     return gs, rs, rest
 
+def _alone(net, batch, t, cfg, ps):
+    "Loss and gradient of reconstruction, in the form of `_both`."
+    loss = rec_losses(net, batch.x, batch.y, t, cfg).mean()
+    return dict(rec=loss.detach()), list(_grads(loss, ps, 'the reconstruction loss')), [None]*len(ps), [None]*len(ps)
+
 def _both(net, batch, t, gen, held, cfg, ps, reduce, world):
     "Gradients of both objectives and of their orthogonality: (losses, rec, gen, orth), lists by parameter."
     by, shallow, (gs, rs, rest) = dict(net.named_parameters()), held.shallow, _groups(net, batch, t, gen, cfg)
@@ -149,6 +155,16 @@ def _projected(g, rec, held, ps, reduce, world):
     if world == 1: return project(g, rec)
     on = set(held.shallow); full = [torch.zeros_like(p) if a is None and n in on else a for n,p,a in zip(held.names, ps, g)]
     return [None if a is None and b is None else c for a,b,c in zip(g, rec, project(full, rec, reduce))]
+
+# %% ../nbs/15_finetuning.ipynb #405f1f41
+def _as_long(o, rec, reduce, world):
+    "The gradients `o`, made as long as `rec` over the parameters that they reach; both lengths are those of the whole batch."
+    both = [(a,b) for a,b in zip(o, rec) if a is not None and b is not None]
+    if not both: return o
+    if world > 1: both = [(reduce(a), reduce(b)) for a,b in both]
+    a2, b2 = (torch.stack([v.square().sum() for v in vs]).sum() for vs in zip(*both))
+    c = (b2/a2.clamp(min=torch.finfo(a2.dtype).tiny)).sqrt()
+    return [None if v is None else c*v for v in o]
 
 # %% ../nbs/15_finetuning.ipynb #de43142d
 def _sum(parts):
@@ -172,13 +188,11 @@ def finetune_step(
     t, ps = steps_of(batch, t_star), [p for p in net.parameters() if p.requires_grad]
     w = mean_weights(held.depth, t, rate=cfg.rate, rule=cfg.rule, T=net.T)
     n, mean_n = _count(batch, reduce, world)
-    if mean_n and cfg.mu: log, rec, g, o = _both(net, batch, t, gen, held, cfg, ps, reduce, world)
-    else:
-        loss = rec_losses(net, batch.x, batch.y, t, cfg).mean()
-        log, rec, g, o = dict(rec=loss.detach()), list(_grads(loss, ps, 'the reconstruction loss')), [None]*len(ps), [None]*len(ps)
+    log, rec, g, o = _both(net, batch, t, gen, held, cfg, ps, reduce, world) if mean_n and cfg.mu else _alone(net, batch, t, cfg, ps)
     due = n/(cfg.mix*len(batch.x)) if cfg.mix else 0.     # clean pictures against those of an average step: μ stays μ however they come
     g = [None if a is None else a*due for a in g]
     if cfg.project and mean_n: g = _projected(g, rec, held, ps, reduce, world)
+    if cfg.lengths: o = _as_long(o, rec, reduce, world)
     gs = [_sum([r, None if a is None else cfg.mu*w[k]*a, None if b is None else cfg.lam_orth*w[k]*b]) for k,r,a,b in zip(held.names, rec, g, o)]
     if cfg.lam_reg and held.imp is not None:
         log['reg'], pull = penalty_grads(net, held.theta0, held.imp, w, cfg.order)

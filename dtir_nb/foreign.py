@@ -88,6 +88,7 @@ def second_derivative_error(
         if errors[-1] < 1e-6: break
     return min(errors)
 
+# %% ../nbs/05a_foreign.ipynb #f85680d0
 def _check_second(net, x):
     try: e = second_derivative_error(_calm(net, x), x)
     except Exception as err: return Finding('2nd derivative', 'fail', f'{type(err).__name__}: {str(err).splitlines()[0][:100]}', 'train with the displaced (eps > 0, the default) or projected form of orthogonality: they need no second derivatives; fused attention has them inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)')
@@ -97,6 +98,7 @@ def _check_second(net, x):
     if cos < .9: return Finding('2nd derivative', 'warn', f'right, but a displaced gradient agrees with it to {cos:.2f} only: kinks, as of ReLU?', 'fine-tune with FinetuneConfig(eps=0) or (project=True, lam_orth=0); `agreement(net, batch)` measures it on your data')
     return Finding('2nd derivative', 'ok', f'{e:.0e}')
 
+# %% ../nbs/05a_foreign.ipynb #cf73f8f1
 def _check_used(net, x):
     names, ps = zip(*[(k,p) for k,p in net.named_parameters() if p.requires_grad]) if any(p.requires_grad for p in net.parameters()) else ((), ())
     if not ps: return Finding('gradients', 'fail', 'no parameter requires a gradient', 'net.requires_grad_(True)')
@@ -164,6 +166,7 @@ class ChannelAffine(nn.Module):
         view = (1, -1) + (1,)*(x.ndim-2)
         return x*self.weight.view(view) + self.bias.view(view)
 
+# %% ../nbs/05a_foreign.ipynb #fdd569a9
 def freeze_batchnorm(
     net:nn.Module,   # a network with batch normalisation; it is not changed
 )->nn.Module:        # a copy without, equal to `net.eval()`

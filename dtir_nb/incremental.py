@@ -81,12 +81,14 @@ def share(
     if steps < n: raise ValueError(f'steps is {steps} for {n} stages: give each at least one')
     return [steps//n]*(n-1) + [steps-steps//n*(n-1)]
 
-def _ready(net, sources, matches, val):
+def _ready(net, sources, matches, val, weights='uniform'):
     "What would otherwise be found out stages later."
     lost = set(matches)-set(sources)
     if lost: raise ValueError(f'sources has no pairs for {sorted(lost)}: give each task of matches a source')
     odd = set(val or ())-set(matches)
     if odd: raise ValueError(f'val holds {sorted(odd)}, for which matches has no step: score tasks of the plan')
+    bare = set(matches)-set(weights) if isinstance(weights, dict) else ()
+    if bare: raise ValueError(f'weights has no share for {sorted(bare)}: give one to each task of matches')
     ts = {k: m.t if isinstance(m, Match) else m for k,m in matches.items()}
     for k,t in ts.items(): check_steps(t, net.T, f'matches[{k!r}]')
     return ts
@@ -106,12 +108,12 @@ def train_incremental(
     patch:int=128, batch:int=16, run=None, reduce=None, after=(), # see `finetune`; each stage has its own directory below `run`
 )->History:
     "Stage 4 of the method (Sec. 3.3, Algorithm 4): tasks join in the order of t*, data accumulate, draws are balanced by task."
-    ts = _ready(net, sources, matches, val)
+    ts = _ready(net, sources, matches, val, weights)
     clean = Clean(clean, patch=patch) if isinstance(clean, (list,tuple)) else clean
     stages = plan(matches, order); held, rows = None, []
     for i,(stage,steps) in enumerate(zip(stages, share(cfg.steps, len(stages)))):
         if held is None or refresh: held = hold(net, clean, gef, cfg.seed)
-        mix = Mixture({k: sources[k] for k in stage.tasks}, weights)
+        mix = Mixture({k: sources[k] for k in stage.tasks}, {k: weights[k] for k in stage.tasks} if isinstance(weights, dict) else weights)
         where = Path(run)/f'stage-{i+1:02d}-{stage.new}' if run else None
         net = finetune(net, mix, clean, stage.t, replace(cfg, steps=steps, warmup=min(cfg.warmup, steps), seed=cfg.seed+i), gef, patch, batch, held, reduce, run=where, after=after)
         if val: rows.append(scores(net, val, ts))

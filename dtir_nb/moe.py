@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from fastcore.basics import patch
 
 # %% ../nbs/14_moe.ipynb #0b5ea016
 class Expert(nn.Module):
@@ -47,18 +48,26 @@ class MoE(nn.Module):
         if rank is not None and rank < 1: raise ValueError(f'rank is {rank}: an expert has at least one channel inside')
         self.n,self.k,self.rank,self.routing = n,k,rank or 6,None
         self.experts, self.router = nn.ModuleList(Expert(channels, self.rank) for _ in range(n)), nn.Linear(emb_dim+channels, n)
-    def gates(self, h, e):
-        "Which experts, (B,k), and how much of each, (B,k) with sum 1."
-        pool = F.layer_norm(h.float().mean((2,3)), h.shape[1:2])
-        logits = self.router(torch.cat([e.to(pool.dtype), pool], 1).to(self.router.weight.dtype)); top, idx = logits.topk(self.k, 1)
-        if not _exporting(): self.routing = (logits.softmax(1), idx.detach())
-        return idx, top.softmax(1)
+
     def forward(self, h:Tensor, e:Tensor)->Tensor:
         "Features (B,C,H,W) and time embedding (B,E) -> features (B,C,H,W)."
         if h.shape[0] != e.shape[0] or h.shape[1]+e.shape[1] != self.router.in_features: raise ValueError(f'h has shape {tuple(h.shape)}, e {tuple(e.shape)}: they need one length, and {self.router.in_features} channels together')
         mix = dense_mixture if _exporting() else _eagerly if torch.compiler.is_compiling() and torch.is_grad_enabled() else sparse_mixture
         return h + mix(self.experts, h, *self.gates(h, e))
+
     def __getstate__(self): return {**self.__dict__, 'routing': None}   # the last routing belongs to a batch, not to a copy
+
+# %% ../nbs/14_moe.ipynb #c9d3b211
+@patch
+def gates(self:MoE,
+    h:Tensor,  # features (B,C,H,W)
+    e:Tensor,  # time embedding (B,E)
+)->tuple:      # which experts, (B,k) int64, and how much of each, (B,k) with sum 1
+    "Route each picture by its time embedding and pooled features."
+    pool = F.layer_norm(h.float().mean((2,3)), h.shape[1:2])
+    logits = self.router(torch.cat([e.to(pool.dtype), pool], 1).to(self.router.weight.dtype)); top, idx = logits.topk(self.k, 1)
+    if not _exporting(): self.routing = (logits.softmax(1), idx.detach())
+    return idx, top.softmax(1)
 
 # %% ../nbs/14_moe.ipynb #5952eaa8
 def _used(idx, n):

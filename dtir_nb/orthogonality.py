@@ -125,6 +125,14 @@ def _displaced(f, ps, g, v, eps):
         with torch.no_grad(): torch._foreach_copy_(list(ps), theta)
     return (moved-g)/h
 
+def _where(shallow, params, eps):
+    "The places of the shallow parameters among all, if there are any and all are there."
+    if not shallow: raise ValueError('shallow is empty: no trained parameter is left on which the angle could be measured; raise cut')
+    if eps < 0: raise ValueError(f'eps is {eps}: a length is positive, 0 means double backward')
+    ids = {id(p): k for k,p in enumerate(params)}; lost = [p for p in shallow if id(p) not in ids]
+    if lost: raise ValueError(f'shallow holds a parameter of shape {tuple(lost[0].shape)} that is not in params: choose it from the trained parameters')
+    return [ids[id(p)] for p in shallow]
+
 # %% ../nbs/12_orthogonality.ipynb #8ec904ae
 def orthogonality_step(
     gen,            # functions () -> losses (m,), one per group of generation samples; the same numbers at each call
@@ -136,11 +144,7 @@ def orthogonality_step(
     reduce=None, world=1, # see `orthogonality_loss`
 )->Orthogonal:
     "Every gradient that a fine-tuning step needs, at little more than the price of two plain gradients."
-    if not shallow: raise ValueError('shallow is empty: no trained parameter is left on which the angle could be measured; raise cut')
-    if eps < 0: raise ValueError(f'eps is {eps}: a length is positive, 0 means double backward')
-    ids = {id(p): k for k,p in enumerate(params)}; lost = [p for p in shallow if id(p) not in ids]
-    if lost: raise ValueError(f'shallow holds a parameter of shape {tuple(lost[0].shape)} that is not in params: choose it from the trained parameters')
-    where = [ids[id(p)] for p in shallow]
+    where = _where(shallow, params, eps)
     g, r = _each(gen, shallow, 'gen', not eps), _each(rec, params, 'rec', not eps)
     flat = [torch.stack([_flat(gs, shallow) for gs in part]) if part else shallow[0].new_zeros(0, sum(p.numel() for p in shallow)) for part in ([gs for _,_,gs in g], [[gs[k] for k in where] for _,_,gs in r])]
     if eps: flat = [f.detach().requires_grad_() for f in flat]

@@ -113,6 +113,7 @@ def _part(f, ask, answer):
     try: ask.put(('done', f(reduce)))
     except BaseException as e: ask.put(('error', e))
 
+# %% ../nbs/07a_parallel.ipynb #816ae783
 def in_turn(
     fs,      # functions f(reduce), run one at a time, switching at each `reduce`
     mean,    # mean(list of tensors) -> tensor
@@ -182,7 +183,7 @@ def check_same(
     "Raise `Drift`, on every worker, naming those whose tensors are not the majority's."
     if team.world == 1: return
     mine = torch.tensor(list(digest(tensors)), dtype=torch.uint8)
-    if dist.get_backend() == 'nccl': mine = mine.cuda()
+    if dist.get_backend() == 'nccl': mine = mine.to('cuda')
     got = [torch.empty_like(mine) for _ in range(team.world)]; dist.all_gather(got, mine)
     got = [bytes(g.tolist()) for g in got]; most = max(got, key=got.count)
     if len(set(got)) > 1: raise Drift(f'workers {[r for r,g in enumerate(got) if g != most]} of {team.world} hold other weights than the rest: bad memory, or a step that depends on its worker. Nothing was saved')

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from .core import FORMATS, ImageError, check_images, whole, _check_header, _damage, _open
 
 # %% ../nbs/16a_photographs.ipynb #7fb72413
@@ -131,9 +132,16 @@ def _write_png16(path, a, info):
 
 # %% ../nbs/16a_photographs.ipynb #5ea53e7a
 def _write_tiff16(path, a, info):
-    "16-bit RGB or RGBA as TIFF, with the profile; tifffile, which comes with scikit-image, cannot carry EXIF."
-    import tifffile
-    tifffile.imwrite(path, a, photometric='rgb', compression='zlib', extrasamples=['unassalpha'] if a.shape[-1]==4 else None, iccprofile=info.get('icc_profile'))
+    "16-bit RGB or RGBA (H,W,3|4) as TIFF: one deflated strip, before it the directory with the profile and the camera's notes."
+    (h,w,c), strip = a.shape, zlib.compress(a.astype('<u2').tobytes(), 6)
+    d, notes = ImageFileDirectory_v2(prefix=b'II'), Image.Exif(); notes.load(info.get('exif', b''))
+    for k,v in notes.items(): d[k] = notes.get_ifd(k) or v                               # a number of bytes, or a directory of its own (EXIF, GPS)
+    d[256], d[257], d[258], d[259], d[262] = w, h, (16,)*c, 8, 2                         # deflate, RGB
+    d[273], d[277], d[278], d[279], d[284] = 0, c, h, len(strip), 1                      # one strip, right behind the directory (Pillow adds where that is), channels interleaved
+    if c == 4: d[338] = 2                                                                # alpha that has not been multiplied in
+    if 'icc_profile' in info: d.tagtype[34675] = 7; d[34675] = info['icc_profile']
+    if 'dpi' in info: (d[282], d[283]), d[296] = info['dpi'], 2                          # dots per inch
+    with open(path, 'wb') as f: f.write(b'II*\0\x08\0\0\0'+d.tobytes(8)+strip)
 
 _KEPT = dict(JPEG=dict(quality=95, subsampling=0), WEBP=dict(lossless=True, exact=True), TIFF=dict(compression='tiff_deflate'))
 

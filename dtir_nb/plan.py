@@ -162,7 +162,7 @@ def plan_markdown(
 )->str:
     "The plan as a table, with what it assumes below."
     n, h = hardware(hw); total = Row('**all**', sum(o.steps for o in rs), sum(o.images for o in rs), sum(o.ops for o in rs), sum(o.hours for o in rs), max((o.gib for o in rs), default=0.))
-    time_ = lambda v: f'{v:,.1f} h' if v >= 1 else f'{v*60:.1f} min'
+    time_ = lambda v: f'{v:,.1f} h' if v >= 1 else f'{v*60:.1f} min' if v >= .1 else f'{v*3600:.1f} s'
     out = ['| stage | steps | pictures | 10¹² operations | time | memory per worker |', '|---|---:|---:|---:|---:|---:|']
     out += [f'| {o.stage} | {o.steps:,} | {o.images:,} | {o.ops/1e12:,.3g} | {time_(o.hours)} | {o.gib:.2f} GiB |' for o in (*rs, total)]
     how = 'Time: measured on the first steps, on this machine, one worker.' if h is None else f'Time: counted operations over {n} × {h.half if r.amp and h.half else h.tflops} · 10¹²/s (as the maker says), of which a share of {h.share} is **assumed**; waiting for data or for other workers is not in it.'

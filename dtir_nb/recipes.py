@@ -35,12 +35,13 @@ class Recipe:
     matching:int=12; samples:int=64    # pairs from which t* is found; clean crops from which the importance is computed
     size:int=192                       # side of the held-out pictures that are scored, at most (demonstration only)
     mix:float=.1; clump:int=4          # clean pictures per picture in fine-tuning, and how many come at a time
-    mu:float=.01; lam_reg:float=1.; lam_orth:float=.01; project:bool=False # weights of generation, importance, orthogonality; its first-order form
+    mu:float=.01; lam_reg:float=1.; lam_orth:float=.01; lengths:bool=False; project:bool=False # weights of generation, importance, orthogonality; its first-order form
     rate:float=.05; cut:float=.5       # layer decay: rate, and depth that generation reaches
     order:str='ascending'              # tasks join by t*: 'ascending', 'descending', or all at once: 'joint'
     ema:float=.99; save_every:int=0    # decay of the averaged weights; steps between checkpoints, 0: a quarter of a stage
     team:str='exact'; shards:int=1     # 'exact', 'ddp' or 'fsdp'; parts of a batch, at least one per worker
     amp:str=''; full_disk:str='stop'   # '' or 'bf16'; see `FitConfig`
+    background:bool=False              # write checkpoints while training goes on; needs their size once more in memory
     seed:int=0
 
     def __post_init__(self):
@@ -51,7 +52,7 @@ class Recipe:
 # %% ../nbs/18b_recipes.ipynb #5bd79331
 def gef(r):
     "What fine-tuning adds to plain supervision, of a recipe."
-    return FinetuneConfig(mix=r.mix, clump=r.clump, mu=r.mu, lam_reg=r.lam_reg, lam_orth=r.lam_orth, project=r.project, rate=r.rate, cut=r.cut, samples=r.samples)
+    return FinetuneConfig(mix=r.mix, clump=r.clump, mu=r.mu, lam_reg=r.lam_reg, lam_orth=r.lam_orth, lengths=r.lengths, project=r.project, rate=r.rate, cut=r.cut, samples=r.samples)
 
 def spec(r)->dict:
     "The network of a recipe, as `build_net` wants it."
@@ -59,7 +60,7 @@ def spec(r)->dict:
 
 def fit_config(r, steps, lr):
     "How one stage of a recipe is trained."
-    return FitConfig(steps=steps, lr=lr, lr_min=min(1e-6, lr), warmup=min(50, steps//10), ema=r.ema, seed=r.seed, save_every=r.save_every or max(100, steps//4), amp=r.amp or False, full_disk=r.full_disk)
+    return FitConfig(steps=steps, lr=lr, lr_min=min(1e-6, lr), warmup=min(50, steps//10), ema=r.ema, seed=r.seed, save_every=r.save_every or max(100, steps//4), amp=r.amp or False, full_disk=r.full_disk, background=r.background)
 
 Recipe.spec = property(spec)
 
@@ -74,12 +75,12 @@ def check_recipe(r):
     odd = [k for k in r.tasks if k not in TASKS]
     if odd or not r.tasks or len(set(r.tasks)) < len(r.tasks): no('tasks', f'takes each task once, out of {", ".join(TASKS)}')
     for k,choice in dict(order=('ascending','descending','joint'), team=('exact','ddp','fsdp'), amp=('','bf16')).items():
-        if getattr(r, k) not in choice: no(k, f'is one of {", ".join(map(repr, choice))}' + (' (fine-tuning brings its own gradients, which float16 cannot scale)' if getattr(r, k) == 'fp16' else ''))
+        if getattr(r, k) not in choice: no(k, f'is one of {", ".join(map(repr, choice))}' + (' (fine-tuning brings its own gradients, which float16 cannot scale: take bf16)' if getattr(r, k) == 'fp16' else ''))
     if r.experts and r.top > r.experts: no('top', f'is more than the {r.experts} experts there are')
     if r.batch % r.shards: no('shards', f'does not divide the batch of {r.batch}')
     if r.team == 'exact' and r.shards & (r.shards-1): no('shards', "has to be 1, 2, 4, 8, … for the exact sum; team='ddp' takes any number")
     if r.amp and r.lam_orth: no('amp', 'turns the finite differences of the orthogonality loss into noise: set lam_orth=0 (project=True is its first-order form), or amp=')
-    if r.team == 'fsdp' and (r.lam_orth or r.experts or len(r.tasks) > 1 and r.order != 'joint'): no('team', 'keeps the network in slices, which carry neither lam_orth (take project=True, lam_orth=0) nor experts (experts=0) nor stages (one task, or order=joint)')
+    if r.team == 'fsdp' and (r.experts or len(r.tasks) > 1 and r.order != 'joint'): no('team', 'keeps the network in slices, which carry neither experts (experts=0) nor stages (one task, or order=joint); the orthogonality loss goes in its displaced form')
     if r.data and sorted(s.split('/')[0] for s in r.sets) != sorted(r.tasks): no('sets', f'names one data set for each of tasks={r.tasks}: task/data set/split')
     gef(r), fit_config(r, max(r.pre, 1), r.lr_pre), fit_config(r, max(r.tune, 1), r.lr_tune)
 
@@ -91,8 +92,8 @@ def demo(scale='default', seed=0)->Recipe:
     if scale not in sizes: raise ValueError(f"scale is {scale!r}: it is {', '.join(map(repr, sizes))}")
     return Recipe(seed=seed, **sizes[scale])
 
-# %% ../nbs/18b_recipes.ipynb #751a5d3e
-PAPER = dict(width=64, enc=(1,1,1,28), middle=1, pre=500_000, lr_pre=5e-5, lr_tune=5e-5, patch=128, batch=16, matching=64, samples=256, ema=.999, save_every=5000, clump=2)
+# %% ../nbs/18b_recipes.ipynb #2c10361a
+PAPER = dict(width=64, enc=(1,1,1,28), middle=1, pre=500_000, lr_pre=5e-5, lr_tune=5e-5, patch=128, batch=16, matching=64, samples=256, ema=.999, save_every=5000, clump=2, background=True)
 SETTING_A = dict(hazy=('RESIDE-6k/train', 'REVIDE/Test'), rainy=('Rain100L/', 'Rain100H/'), snowy=('Snow100K/train', 'RealSnow/test'), low_light=('LOL-v1/our485', 'LOL-v2 real/Test'))
 SETTING_B = dict(blurry='GoPro', hazy='RESIDE-6k', jpeg='DIV2K+Flickr2K / LIVE1 q10', low_light='LOL-v1', noisy='DIV2K+Flickr2K / CBSD68 σ=50', raindrop='RainDrop', rainy='Rain100H', shadowed='SRD', snowy='Snow100K-L', inpainting='CelebA-HQ 256')
 

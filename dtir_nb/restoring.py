@@ -22,7 +22,7 @@ from .core import FORMATS, ImageError, check_images, check_steps, save_image, wh
 from .data import stream
 from .schedule import cosine_schedule, linear_schedule
 from .backbones import NAFNet
-from .conditioning import Clocked, Timeless, add_sites
+from .conditioning import Clocked, Timeless, add_sites, find_sites
 from .checkpoints import load_net, read_net, save_net
 from .training import FitConfig, fit
 from .moe import MoE
@@ -272,7 +272,8 @@ def build_net(
     if spec.get('backbone') not in BACKBONES: raise ValueError(f"backbone is {spec.get('backbone')!r}: known are {', '.join(BACKBONES)}")
     net = BACKBONES[spec['backbone']](**spec.get('args', {}))
     if not spec.get('T'): return Timeless(net)
-    net = Clocked(net, dict(cosine=cosine_schedule, linear=linear_schedule)[spec.get('schedule','cosine')](spec['T']), scale=spec.get('scale', True))
+    steps = dict(cosine=cosine_schedule, linear=linear_schedule)[spec.get('schedule','cosine')](spec['T'])
+    net = Clocked(net, steps, sites=find_sites(net, size=16), scale=spec.get('scale', True))   # a small trial run: the start is quick
     e = spec.get('experts')
     return add_sites(net, partial(MoE, n=e['n'], k=e['k'])) if e else net
 

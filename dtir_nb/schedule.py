@@ -125,6 +125,7 @@ def predict_clean(
     _same(eps, z, 'eps', 'z')
     return z - at(sched.levels, t, z)*eps
 
+# %% ../nbs/03_schedule.ipynb #d708c816
 def to_ddpm(z, t, sched):
     "Our noisy image (B,C,H,W) as the field's: range [-1,1] and faded, $x_t=α_t(2z-1)$."
     return at(sched.alpha, t, z)*(2*z-1)

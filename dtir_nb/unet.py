@@ -9,6 +9,7 @@ __all__ = ['ResBlock', 'LinearAttention', 'UNet']
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
+from fastcore.basics import patch
 from .backbones import LayerNorm2d, pad_to
 
 # %% ../nbs/04a_unet.ipynb #58160550
@@ -68,17 +69,22 @@ class UNet(nn.Module):
         self.middle = nn.Sequential(ResBlock(b, b), LinearAttention(b), ResBlock(b, b))
         self.last = nn.Sequential(ResBlock(2*width, width), nn.Conv2d(width, channels, 3, padding=1))
 
-    def forward(self, img:Tensor)->Tensor:
-        H,W = img.shape[-2:]
-        x = pad_to(img, 2**(self.levels-1))
-        h = stem = self.stem(x); skips = []
-        for block,attend,shrink in self.downs:
-            h = block(h); skips.append(h)
-            h = attend(h); skips.append(h)
-            h = shrink(h)
-        h = self.middle(h)
-        for block,attend,grow in self.ups:
-            h = block(torch.cat([h, skips.pop()], 1))
-            h = grow(attend(torch.cat([h, skips.pop()], 1)))
-        h = self.last(torch.cat([h, stem], 1))
-        return (x + h if self.residual else h)[..., :H, :W]
+# %% ../nbs/04a_unet.ipynb #c9d3b211
+@patch
+def forward(self:UNet,
+    img:Tensor,  # pictures (B,C,H,W), any H,W ≥ 1
+)->Tensor:       # restored pictures, same shape
+    "One pass, mirrored to a multiple of $2^{L-1}$ inside."
+    H,W = img.shape[-2:]
+    x = pad_to(img, 2**(self.levels-1))
+    h = stem = self.stem(x); skips = []
+    for block,attend,shrink in self.downs:
+        h = block(h); skips.append(h)
+        h = attend(h); skips.append(h)
+        h = shrink(h)
+    h = self.middle(h)
+    for block,attend,grow in self.ups:
+        h = block(torch.cat([h, skips.pop()], 1))
+        h = grow(attend(torch.cat([h, skips.pop()], 1)))
+    h = self.last(torch.cat([h, stem], 1))
+    return (x + h if self.residual else h)[..., :H, :W]

@@ -9,6 +9,7 @@ __all__ = ['ChannelAttention', 'WindowAttention', 'FeedForward', 'XBlock', 'XRes
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
+from fastcore.basics import patch
 from .backbones import LayerNorm2d, pad_to
 
 # %% ../nbs/04b_xrestormer.ipynb #5f5816ef
@@ -53,14 +54,19 @@ class WindowAttention(nn.Module):
         col = torch.einsum('...xyd,ybd->...xyb', q, self.cols[i])[..., None, :]                  # and on its column b
         return (row + col).reshape(*q.shape[:-3], w*w, r*r)
 
-    def forward(self, x:Tensor)->Tensor:
-        B,_,H,W = x.shape; h,d,w,r = self.heads, self.dim, self.window, self.reach; m,n = H//w, W//w
-        q,k,v = self.qkv(x).chunk(3, 1)
-        q = q.reshape(B, h, d, m, w, n, w).permute(0,3,5,1,4,6,2)*d**-.5                         # (B,m,n,h,w,w,d)
-        k,v = (F.unfold(o, r, stride=w, padding=(r-w)//2).reshape(B, h, d, r*r, m, n).permute(0,4,5,1,3,2) for o in (k,v))   # (B,m,n,h,r²,d)
-        a = (q.reshape(B, m, n, h, w*w, d) @ k.transpose(-1, -2) + self.place(q)).softmax(-1)    # (B,m,n,h,w²,r²)
-        y = (a @ v).reshape(B, m, n, h, w, w, d).permute(0,3,6,1,4,2,5)                          # (B,h,d,m,w,n,w)
-        return self.out(y.reshape(B, h*d, H, W))
+# %% ../nbs/04b_xrestormer.ipynb #c9d3b211
+@patch
+def forward(self:WindowAttention,
+    x:Tensor,  # features (B,C,H,W), sides multiples of the window
+)->Tensor:     # features (B,C,H,W)
+    "Attention of each window's pixels to those of the larger window around it."
+    B,_,H,W = x.shape; h,d,w,r = self.heads, self.dim, self.window, self.reach; m,n = H//w, W//w
+    q,k,v = self.qkv(x).chunk(3, 1)
+    q = q.reshape(B, h, d, m, w, n, w).permute(0,3,5,1,4,6,2)*d**-.5                         # (B,m,n,h,w,w,d)
+    k,v = (F.unfold(o, r, stride=w, padding=(r-w)//2).reshape(B, h, d, r*r, m, n).permute(0,4,5,1,3,2) for o in (k,v))   # (B,m,n,h,r²,d)
+    a = (q.reshape(B, m, n, h, w*w, d) @ k.transpose(-1, -2) + self.place(q)).softmax(-1)    # (B,m,n,h,w²,r²)
+    y = (a @ v).reshape(B, m, n, h, w, w, d).permute(0,3,6,1,4,2,5)                          # (B,h,d,m,w,n,w)
+    return self.out(y.reshape(B, h*d, H, W))
 
 # %% ../nbs/04b_xrestormer.ipynb #688a529d
 class FeedForward(nn.Module):
@@ -76,6 +82,7 @@ class FeedForward(nn.Module):
         a,b = self.inner(x).chunk(2, 1)
         return self.out(F.gelu(a)*b)
 
+# %% ../nbs/04b_xrestormer.ipynb #6555996d
 class XBlock(nn.Module):
     "Channel attention, mix, window attention, mix; each normalised before and added to what came in."
     def __init__(self,
@@ -117,11 +124,16 @@ class XRestormer(nn.Module):
         self.decoders = nn.ModuleList(stage(n, c, h) for n,c,h in zip(blocks[-2::-1], [*cs[-2:0:-1], 2*width], heads[-2::-1]))
         self.refine, self.last = stage(refine, 2*width, heads[0]), conv(2*width, channels)
 
-    def forward(self, img:Tensor)->Tensor:
-        H,W = img.shape[-2:]
-        x = pad_to(img, self.multiple)
-        h, skips = self.first(x), []
-        for stage,down in zip(self.encoders, self.downs): h = stage(h); skips.append(h); h = down(h)
-        h = self.bottom(h)
-        for up,merge,stage in zip(self.ups, self.merges, self.decoders): h = stage(merge(torch.cat([up(h), skips.pop()], 1)))
-        return (x + self.last(self.refine(h)))[..., :H, :W]
+# %% ../nbs/04b_xrestormer.ipynb #c9d3b2111
+@patch
+def forward(self:XRestormer,
+    img:Tensor,  # pictures (B,C,H,W), any H,W ≥ 1
+)->Tensor:       # restored pictures, same shape
+    "One pass, mirrored to a multiple of `window`·$2^L$ inside."
+    H,W = img.shape[-2:]
+    x = pad_to(img, self.multiple)
+    h, skips = self.first(x), []
+    for stage,down in zip(self.encoders, self.downs): h = stage(h); skips.append(h); h = down(h)
+    h = self.bottom(h)
+    for up,merge,stage in zip(self.ups, self.merges, self.decoders): h = stage(merge(torch.cat([up(h), skips.pop()], 1)))
+    return (x + self.last(self.refine(h)))[..., :H, :W]

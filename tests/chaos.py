@@ -96,27 +96,27 @@ def lot(what, trial): return random.Random(f'{what} {trial}')   # each trial has
 def at_step(k0, f): return lambda k, *_: k == k0 and f()
 def kill_self(): os.kill(os.getpid(), signal.SIGKILL)
 
-EVERYWHERE = 'SIGKILL at every operation of a save'
-def kill_everywhere(ledger, stride=1, first=1):
+EVERYWHERE = {False: 'SIGKILL at every operation of a save', True: 'the same, written in the background'}
+def kill_everywhere(ledger, stride=1, first=1, background=False):
     "SIGKILL at every single operation on the disk, until a run gets through; then finish it."
-    want, at = reference(), first+stride*ledger.runs(EVERYWHERE)
+    what = EVERYWHERE[background]; want, at = reference(), first+stride*ledger.runs(what)
     with tempfile.TemporaryDirectory() as d:
         while True:
             run = Path(d)/str(at)
-            def trial(): ck.os = Disk(at); train(run)
+            def trial(): ck.os = Disk(at); train(run, background=background)
             if wait(start(trial)) == 0: return at
-            ledger.add(EVERYWHERE, wait(start(lambda: train(run))) == 0 and final(run) == want)
+            ledger.add(what, wait(start(lambda: train(run))) == 0 and final(run) == want)
             shutil.rmtree(run); at += stride
 
 RANDOM = 'SIGKILL at a random moment, many per run'
 def kill_at_random(ledger, kills, longest=.25):
-    "SIGKILL after a random while, again and again until the run is through; until so many kills have been dealt out."
+    "SIGKILL after a random while, again and again until the run is through; until so many kills have been dealt out. Every other run writes in the background."
     want = reference()
     with tempfile.TemporaryDirectory() as d:
         while ledger.rows.get(RANDOM, (0,0,0))[2] < kills:
             trial = ledger.runs(RANDOM); r, run, mine, patience, seen = lot(RANDOM, trial), Path(d)/str(trial), 0, longest, []
             while True:
-                pid = start(lambda: train(run)); time.sleep(r.uniform(.001, patience))
+                pid = start(lambda: train(run, background=bool(trial % 2))); time.sleep(r.uniform(.001, patience))
                 if os.waitpid(pid, os.WNOHANG)[0] == pid: break
                 os.kill(pid, signal.SIGKILL); mine += wait(pid) < 0
                 if seen == (seen := [p.name for p in ck.checkpoints(run)]): patience *= 1.2   # a busy machine: let it get somewhere
@@ -130,7 +130,7 @@ def stop_at_random(ledger, runs):
         for trial in range(ledger.runs(SIGNALS), runs):
             r, run, ok, n = lot(SIGNALS, trial), Path(d)/str(trial), True, 0
             for _ in range(200):
-                pid = start(lambda: train(run)); time.sleep(r.uniform(.02, .15))
+                pid = start(lambda: train(run, background=bool(trial % 2))); time.sleep(r.uniform(.02, .15))
                 if os.waitpid(pid, os.WNOHANG)[0] == pid: break
                 s = r.choice((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)); os.kill(pid, s); n += 1
                 ok &= wait(pid) in (85, 0, 1, -s)   # 1 and -s: before or after the loop, where the signal is not ours
@@ -213,7 +213,7 @@ def main():
     a = p.parse_args(); ledger = Ledger(a.out, kills=a.kills, stride=a.stride)
     rest = lambda led: kill_at_random(led, max(a.kills//4, a.kills-led.kills()+led.rows.get(RANDOM, (0,0,0))[2]))
     for f in (power_cuts, lambda led: damage_newest(led, max(3, a.kills//10)), lambda led: disk_full(led, max(2, a.kills//20)), lambda led: stop_at_random(led, max(1, a.kills//40)),
-              lambda led: change_workers(led, max(1, a.kills//60)), lambda led: stalled_worker(led, max(1, a.kills//100)), lambda led: kill_everywhere(led, a.stride), rest):
+              lambda led: change_workers(led, max(1, a.kills//60)), lambda led: stalled_worker(led, max(1, a.kills//100)), lambda led: kill_everywhere(led, a.stride), lambda led: kill_everywhere(led, a.stride, background=True), rest):
         f(ledger); print(f'{list(ledger.rows)[-1]}: {ledger.kills()} kills so far, {ledger.seconds():.0f} s', flush=True)
     ledger.save(finished=True); print(ledger)
     sys.exit(0 if ledger.ok() else 1)

@@ -9,6 +9,7 @@ import chaos, powerloss
 from chaos import STEPS, EVERY, Disk, Ledger, config, final, network, start, train, wait
 from dtir_nb import checkpoints as ck, training as tr
 from dtir_nb.core import rng, Batch
+from dtir_nb.data import ahead
 from dtir_nb.parallel import Drift, ddp, digest, exact, fork_workers
 slow = pytest.mark.slow
 
@@ -21,12 +22,31 @@ def done(tmp_path_factory): d = tmp_path_factory.mktemp('done')/'run'; train(d);
 def dies(k0): return lambda k, *_: k == k0 and os.kill(os.getpid(), signal.SIGKILL)
 
 # P1, P2: kills -------------------------------------------------------------------------------------------------------------------------
-def test_p1_some_kills_inside_a_save(want):
-    led = Ledger(); chaos.kill_everywhere(led, stride=29); assert led.ok() and led.kills() > 3, str(led)
+@pytest.mark.parametrize('background', (False, True))
+def test_p1_some_kills_inside_a_save(want, background):
+    led = Ledger(); chaos.kill_everywhere(led, stride=29, background=background); assert led.ok() and led.kills() > 3, str(led)
 
 @slow
-def test_p1_a_kill_at_every_operation(want):
-    led = Ledger(); n = chaos.kill_everywhere(led); assert led.ok() and led.kills() == n-1 > 100, str(led)
+@pytest.mark.parametrize('background', (False, True))
+def test_p1_a_kill_at_every_operation(want, background):
+    led = Ledger(); n = chaos.kill_everywhere(led, background=background); assert led.ok() and led.kills() == n-1 > 100, str(led)
+
+def test_p1_the_state_before_the_one_that_is_being_written_stands(tmp_path, want):
+    "Killed while step 6 is written in the background and training is at step 8, a run has step 3, whole, and goes on from it."
+    def trial():
+        real = ck.save_checkpoint
+        def slow_disk(run, step, *a, **kw): return time.sleep(60) if step == 6 else real(run, step, *a, **kw)
+        ck.save_checkpoint = slow_disk; train(tmp_path/'run', background=True, after=[dies(7)])
+    assert wait(start(trial)) == -signal.SIGKILL and len(tr.read_log(tmp_path/'run')) == 7
+    assert final(tmp_path/'run')[0] == 3 and train(tmp_path/'run', background=True) == want
+
+def test_p10_a_signal_waits_for_what_is_being_written(tmp_path, want):
+    "The state of step 6 is still on its way when the signal comes at step 7: both are whole when the run leaves with 85."
+    def trial():
+        real = ck.save_checkpoint
+        def slow_disk(*a, **kw): time.sleep(.5); return real(*a, **kw)
+        ck.save_checkpoint = slow_disk; train(tmp_path/'run', background=True, after=[lambda k, *_: k == 6 and os.kill(os.getpid(), signal.SIGTERM)])
+    assert wait(start(trial)) == 85 and [int(p.name[5:]) for p in ck.checkpoints(tmp_path/'run') if not ck.damage(p)] == [7, 6] and train(tmp_path/'run') == want
 
 def test_p2_kills_at_random_moments():
     led = Ledger(); chaos.kill_at_random(led, 3); assert led.ok(), str(led)
@@ -108,7 +128,7 @@ def test_p6_workers_come_and_go(want):
 @pytest.mark.parametrize('threads', (0, 2))
 def test_p6_p20_preparing_batches_ahead_changes_nothing(tmp_path, threads):
     "No thread, or two, stopped twice on the way: the bits of the plain run."
-    plain = train(tmp_path/'plain', shards=1); source = lambda: tr.ahead(chaos.stream, depth=3, workers=threads) if threads else chaos.stream
+    plain = train(tmp_path/'plain', shards=1); source = lambda: ahead(chaos.stream, depth=3, workers=threads) if threads else chaos.stream
     for k in (3, 8):
         with pytest.raises(tr.Preempted): train(tmp_path/'run', shards=1, stream=source(), after=[chaos.at_step(k, lambda: os.kill(os.getpid(), signal.SIGTERM))])
     assert train(tmp_path/'run', shards=1, stream=source()) == plain
@@ -237,7 +257,7 @@ def test_p10_a_signal_while_scoring_saves_too(tmp_path, want, threads):
     "The score of a thousand items is not waited for; batches that were being prepared are no obstacle."
     seen = []
     def item(avg, i): seen.append(i); i == 1 and os.kill(os.getpid(), signal.SIGTERM); time.sleep(.01); return 0.
-    stream = tr.ahead(chaos.stream, workers=threads) if threads else chaos.stream
+    stream = ahead(chaos.stream, workers=threads) if threads else chaos.stream
     with pytest.raises(tr.Preempted): train(tmp_path/'run', stream=stream, after=[tr.every(5, tr.scored(item, range(1000)))])
     assert seen == [0, 1] and final(tmp_path/'run')[0] == 5 and train(tmp_path/'run', stream=stream) == want
 
@@ -258,6 +278,16 @@ def test_p11_a_full_disk_names_path_and_bytes(tmp_path, want):
     assert wait(start(small)) == 74
     assert 'step-000000006' in (m := (tmp_path/'told').read_text()) and 'bytes needed' in m and 'intact' in m
     assert final(tmp_path/'run')[0] == 3 and not list((tmp_path/'run'/'ckpt').glob('.*')) and train(tmp_path/'run') == want
+
+def test_p11_a_full_disk_behind_the_loop_is_the_same_line_and_code(tmp_path, want):
+    wait(start(lambda: train(tmp_path/'run', after=[dies(4)])))
+    def small():
+        chaos.small_disk(900)
+        try: train(tmp_path/'run', background=True)
+        except ck.CheckpointError as e: os.write(told, str(e).encode()[:800]); raise
+    told = os.open(tmp_path/'told', os.O_CREAT|os.O_WRONLY); assert wait(start(small)) == 74
+    assert 'step-000000006' in (m := (tmp_path/'told').read_text()) and 'bytes needed' in m and 'intact' in m
+    assert final(tmp_path/'run')[0] == 3 and not list((tmp_path/'run'/'ckpt').glob('.*')) and train(tmp_path/'run', background=True) == want
 
 def test_p11_a_full_disk_need_not_stop_the_run(tmp_path, want):
     "From step 4 to 10 nothing fits: with `go_on` the run ends as if nothing had been, with the checkpoints it could write."
@@ -411,16 +441,16 @@ def test_p20_resume_at_every_step_sees_the_same_samples(tmp_path):
 
 # P21: a worker that prepares data fails --------------------------------------------------------------------------------------------------
 def test_p21_an_error_while_preparing_ahead_comes_through(tmp_path):
-    def broken(k): return 1/0 if k == 7 else chaos.stream(k)
-    with pytest.raises(ZeroDivisionError): train(tmp_path/'run', shards=1, stream=tr.ahead(broken))
+    def broken(k, *part): return 1/0 if k == 7 else chaos.stream(k)
+    with pytest.raises(ZeroDivisionError): train(tmp_path/'run', shards=1, stream=ahead(broken))
     assert final(tmp_path/'run')[0] == 6
 
 def test_p21_a_process_that_dies_of_memory_goes_on(tmp_path):
     "Batches are made in threads, so what the kernel kills for memory is the whole process: it goes on from its checkpoint."
     plain = train(tmp_path/'plain', shards=1)
-    def hungry(k): k == 7 and os.kill(os.getpid(), signal.SIGKILL); return chaos.stream(k)
-    assert wait(start(lambda: train(tmp_path/'run', shards=1, stream=tr.ahead(hungry)))) == -signal.SIGKILL
-    assert train(tmp_path/'run', shards=1, stream=tr.ahead(chaos.stream)) == plain
+    def hungry(k, *part): k == 7 and os.kill(os.getpid(), signal.SIGKILL); return chaos.stream(k)
+    assert wait(start(lambda: train(tmp_path/'run', shards=1, stream=ahead(hungry)))) == -signal.SIGKILL
+    assert train(tmp_path/'run', shards=1, stream=ahead(chaos.stream)) == plain
 
 # P22, P23: other machines, other versions ------------------------------------------------------------------------------------------------
 def test_p22_another_thread_count_warns(done):

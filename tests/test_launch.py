@@ -45,7 +45,7 @@ def same(a, b): x, y = (read_net(p/'net.safetensors')[0] for p in (a, b)); retur
     (['demo:tiny', '--set', 'project=true'], 2, 'stands in for the orthogonality loss'),   # combinations that cannot work
     (['demo:tiny', '--set', 'amp=fp16'], 2, 'float16 cannot scale'),
     (['demo:tiny', '--set', 'amp=bf16'], 2, 'lam_orth=0'),
-    (['demo:tiny', '--set', 'team=fsdp'], 2, 'project=True, lam_orth=0'),
+    (['demo:tiny', '--set', 'team=fsdp'], 2, 'neither experts (experts=0) nor stages'),
     (['demo:tiny', '--set', 'shards=3'], 2, 'does not divide'),
     (['demo:tiny', '--set', 'top=9'], 2, 'more than the 4 experts'),
     (['setting_a:rainy', '--set', 'data=nowhere'], 65, 'E_MISSING'),                        # data that are not there
@@ -163,6 +163,16 @@ def test_two_machines(one, tmp_path):
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     ps = [dtir_run(tmp_path/'run', '--nodes', 2, '--master', f'127.0.0.1:{port}', '--job', 'two', workers=1, GLOO_SOCKET_IFNAME='lo') for _ in range(2)]
     said = [p.communicate(timeout=600) for p in ps]; assert [p.returncode for p in ps] == [0, 0] and same(tmp_path/'run', one), said
+
+@slow
+def test_a_machine_that_leaves(one, tmp_path):
+    "`--nodes 1:2`: two machines begin, one dies, the other goes on alone, to the same bits."
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    more = ['--set', 'pre=60']; run = tmp_path/'run'; ps = []
+    for _ in range(2): ps.append(dtir_run(run, *more, '--nodes', '1:2', '--master', f'127.0.0.1:{port}', '--job', 'leaves', workers=1, GLOO_SOCKET_IFNAME='lo')); time.sleep(2)
+    after_steps(run, 3); assert below(below(ps[1].pid)[0])                                     # the second machine has a worker
+    ps[1].kill(); ps[1].wait(); out, err = ps[0].communicate(timeout=600); assert ps[0].returncode == 0, (err, (run/'workers.log').read_text()[-2000:])
+    assert line(*TINY, *more, '--out', tmp_path/'plain')[0] == 0 and same(run, tmp_path/'plain')
 
 @slow
 def test_slices_through_the_launcher(tmp_path):

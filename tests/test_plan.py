@@ -3,7 +3,8 @@ import json, os, resource, sys, time
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
-from dtir_nb import plan
+from types import SimpleNamespace
+from dtir_nb import launch, plan, training
 from dtir_nb.experiments.records import once
 from dtir_nb.plan import Peak, counted, count, cycle, trial
 from dtir_nb.recipes import recipe
@@ -32,6 +33,21 @@ def test_the_estimate_is_within_a_quarter():
     for _ in range(3):   # a busy machine gets three chances
         ratios = [o['estimated']/o['measured'] for o in compare(SETTINGS)['table']]
         if all(.75 < q < 1.25 for q in ratios): return
+    raise AssertionError(ratios)
+
+def seconds_of(text):
+    "The time in the last row of a printed plan."
+    value, unit = [l for l in text.splitlines() if '**all**' in l][-1].split('|')[5].split(); return float(value.replace(',','')) * dict(s=1, min=60, h=3600)[unit]
+
+@pytest.mark.slow
+def test_the_printed_total_is_within_a_quarter(monkeypatch, tmp_path, capsys):
+    "What `--dry-run` prints for all stages together, against the whole run: pre-training, matching, importance, fine-tuning. Processor time on both sides, which a busy machine leaves alone."
+    for module in (plan, training): monkeypatch.setattr(module, 'time', SimpleNamespace(perf_counter=time.process_time, time=time.time, sleep=time.sleep))
+    line = ['demo', *(v for s in SETTINGS for v in ('--set', s))]; ratios = []
+    for i in range(3):
+        capsys.readouterr(); launch.main([*line, '--dry-run']); said = seconds_of(capsys.readouterr().out)
+        t = time.process_time(); launch.main([*line, '--out', str(tmp_path/str(i))]); ratios.append(said/(time.process_time()-t))
+        if .75 < ratios[-1] < 1.25: return
     raise AssertionError(ratios)
 
 def test_hardware_without_16_bits_gains_nothing_from_them():

@@ -37,6 +37,7 @@ def blind_folder(
         if bad: raise ValueError(f'{bad[0].path} was {bad[0].done}: {bad[0].why}')
         return [_row(p, done[p.name], Path(d)) for p in find_pairs(pairs)[:most]]
 
+# %% ../../nbs/experiments/blind.ipynb #a2ba2e1d
 def gains(rows)->dict:
     "Means over the pairs of one folder; the interval is twice the standard error."
     g = torch.tensor([r['psnr']-r['psnr_in'] for r in rows]); mean = lambda k: sum(r[k] for r in rows)/len(rows)
@@ -65,12 +66,14 @@ def on_clean(data, run, weights)->dict:
     unique = lambda ps: list({hashlib.sha256(p.read_bytes()).hexdigest(): p for p in ps}.values())
     return dict(leave=R.leave, **{k: thresholds(R, map(load_image, unique(ps))) for k,ps in sets.items()})
 
+# %% ../../nbs/experiments/blind.ipynb #417f1805
 def thresholds(R, photos, leaves=(.05,.1,.15,.2,.25,.3,.35,.4,.45,.5,1.))->dict:
     "What becomes of clean photographs if pictures are left alone from this probability of being clean on; each is restored once."
     bold = Restorer(R.net, R.t, R.estimator, R.tile, R.overlap, R.ensemble, R.settle, 2.)
     both = [(R.estimator.estimate(x).probs['clean'], (bold(x)-x).square().mean().item()) for x in photos]
     return {str(l): clean_summary(torch.tensor([0. if p >= l else m for p,m in both])) for l in leaves}
 
+# %% ../../nbs/experiments/blind.ipynb #517192be
 def markdown(blind, told=None)->str:
     "The table of gains, from the results of `on_pairs`."
     out = ['| pairs | n | input, dB | blind, dB | **gain** | better | told, gain | what was thought |', '|---|---:|---:|---:|---:|---:|---:|---|']

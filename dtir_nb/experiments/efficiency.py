@@ -63,6 +63,7 @@ def _turns(nets, x, rounds):
             t = time.process_time(); net(x, 5); took[k].append(time.process_time()-t)
     return {k: v[1:] for k,v in took.items()}
 
+# %% ../../nbs/experiments/efficiency.ipynb #aebb6237
 def measure(
     size=128,     # side of the picture that is timed; MACs are those of 256×256
     rounds=5,     # timings of each
@@ -80,14 +81,15 @@ def measure(
         out[name]['sites'] = len(nets['clock'].sites)
     return out
 
-def main(out='nbs/experiments/results/efficiency.json', **kw):
+# %% ../../nbs/experiments/efficiency.ipynb #69fd6c31
+def main(out='nbs/experiments/results/efficiency_now.json', **kw):
     "Measure, unless it has been."
-    return once(out, measure, **dict(dict(size=128, rounds=5, seed=0), **kw))
+    return once(out, measure, **dict(dict(size=128, rounds=9, seed=0), **kw))
 
 # %% ../../nbs/experiments/efficiency.ipynb #13e649ba
 #| eval: false
 if __name__ == '__main__' and '__file__' in globals():
-    ap = argparse.ArgumentParser(); ap.add_argument('--out', default='nbs/experiments/results/efficiency.json')
+    ap = argparse.ArgumentParser(); ap.add_argument('--out', default='nbs/experiments/results/efficiency_now.json')
     main(**vars(ap.parse_args()))
 
 # %% ../../nbs/experiments/efficiency.ipynb #9587089e

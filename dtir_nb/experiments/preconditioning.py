@@ -49,8 +49,7 @@ def run(
     ts=(1,6,20),      # steps to fine-tune from
 )->dict:
     "Pre-train, denoise, match, fine-tune briefly; all scores in dB."
-    torch.set_num_threads(1)
-    fs, x = photographs()
+    torch.set_num_threads(1); fs, x = photographs()
     with seeded(seed): net = Clocked(nafnet_small(), cosine_schedule(), scale=SCALES[scale])
     net = pretrain(net, fs, FitConfig(steps=steps, lr=1e-3, lr_min=1e-6, ema=.995, seed=seed), patch=64, batch=8).eval()
     out = dict(denoise={}, match={}, tune={})
@@ -67,6 +66,7 @@ def run(
             out['tune'][k][t] = psnr_at(fit(copy.deepcopy(net), draw, partial(plain_step, t=t), cfg).eval(), y, x, t)
     return out
 
+# %% ../../nbs/experiments/preconditioning.ipynb #d1c99410
 def main(out='nbs/experiments/results/preconditioning', seeds=(0,1), **kw):
     "Run what is missing."
     for seed in seeds:

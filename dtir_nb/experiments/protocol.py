@@ -117,7 +117,7 @@ class Row:
     pre:float=.5           # share of the steps for generative pre-training; 0: from scratch, without a clock
     tune:float=.5          # share for the task
     gef:tuple=()           # changes of `PLAIN`, as (name, value)
-    choice:tuple=()        # parts whose weight the validation chose: 'lam_reg', 'lam_orth', 'mu', 'l2'
+    choice:tuple=()        # parts whose weight the validation chose: 'lam_reg', 'lam_orth', 'ratio' (of lengths), 'mu', 'l2'
     augment:bool=False     # random noise and JPEG on the degraded side
     l2:bool=False          # weight decay towards θ⁰: the importance of all weights is the same
     t:int=None             # another time step than t*
@@ -126,10 +126,11 @@ class Row:
     order:str=None         # Setting B: 'joint', 't', 'random', 'reverse'
     experts:int=0          # Setting B: experts per site
 
+# %% ../../nbs/experiments/protocol.ipynb #603768d7
 GEN  = dict(mix=.1, clump=2, cut=1., rate=0.)
 DEEP = dict(cut=.5, rate=.05)
 def row(*parts, choice=(), **kw): return Row(gef=tuple(sorted({k: v for p in parts for k,v in p.items()}.items())), choice=choice, **kw)
-FULL = dict(choice=('mu','lam_reg','lam_orth'))
+FULL = dict(choice=('mu','lam_reg','ratio'))
 
 ROWS_A = {
     'scratch':             Row(0, 1.),
@@ -155,7 +156,8 @@ def vary(name, key, values, times=None):
     "Rows of the full method with one value changed; `times` multiplies what was chosen."
     return {f'{name} {v:g}': row(GEN, DEEP, {key: v}, choice=tuple(c for c in FULL['choice'] if c != key)) for v in values}
 
-SWEEPS = (vary('mix', 'mix', (.02,.05,.3,.5)) | vary('rate', 'rate', (0.,.02,.2)) | vary('cut', 'cut', (.25,.75,1.)) | vary('lam_reg', 'lam_reg', (0.,1.,100.,1e4,1e6)) | vary('lam_orth', 'lam_orth', (0.,.001,.1,1.)) | vary('mu', 'mu', (.001,.1,1.))
+SWEEPS = (vary('mix', 'mix', (.02,.05,.3,.5)) | vary('rate', 'rate', (0.,.02,.2)) | vary('cut', 'cut', (.25,.75,1.)) | vary('lam_reg', 'lam_reg', (0.,1.,100.,1e4,1e6)) | vary('mu', 'mu', (.001,.1,1.))
+    | {f'ratio {v:g}': row(GEN, DEEP, dict(lam_orth=v, lengths=True), choice=('mu','lam_reg')) for v in (0.,.01,.1,1.)} | {'raw orthogonality': row(GEN, DEEP, choice=('mu','lam_reg','lam_orth'))}
     | {f't {t}': row(GEN, DEEP, t=t, **FULL) for t in (1,3,6,12,20,30,45)}
     | {f'{n}, {k} photographs': replace(ROWS_A[n], few=k) for k in (4,16,64) for n in ('scratch','pre-trained','full')}
     | {f'{n}, twice as long': replace(ROWS_A[n], tune=2*ROWS_A[n].tune) for n in ('scratch','pre-trained','full')}
@@ -184,10 +186,11 @@ def candidates():
     sized = lambda **kw: tuple(sorted(kw.items()))
     with_ = lambda parts, **kw: replace(row(GEN, DEEP, parts), **kw)
     return {
-        'mu':       {v: with_(dict(mu=v)) for v in (.01,.1,.5)},
-        'lam_reg':  {v: row(dict(rate=0., lam_reg=v)) for v in (1e2,1e4,1e6)},
+        'mu':       {v: with_(dict(mu=v)) for v in (.001,.01,.1,.5)},
+        'lam_reg':  {v: row(dict(rate=0., lam_reg=v)) for v in (1.,10.,1e2,1e4,1e6)},
         'lam_orth': {v: with_(dict(mu=.01, lam_orth=v)) for v in (.01,.1,1.)},
-        'l2':       {v: replace(row(dict(rate=0., lam_reg=v)), l2=True) for v in (1e2,1e4,1e6)},
+        'ratio':    {v: with_(dict(mu=.01, lam_orth=v, lengths=True)) for v in (.03,.1,.3)},
+        'l2':       {v: replace(row(dict(rate=0., lam_reg=v)), l2=True) for v in (.01,.1,1.,1e2,1e4,1e6)},
     }
 SELECT_SEED = 100
 
@@ -228,7 +231,7 @@ def task_source(size, r, task, strength='source'):
 # %% ../../nbs/experiments/protocol.ipynb #f33d9832
 def settings(r, choice):
     "The `FinetuneConfig` of a row, with the chosen weights."
-    picked = {('lam_reg' if k=='l2' else k): choice[k] for k in r.choice}
+    picked = {dict(l2='lam_reg', ratio='lam_orth').get(k, k): choice[k] for k in r.choice} | (dict(lengths=True) if 'ratio' in r.choice else {})
     return replace(PLAIN, **dict(r.gef) | picked)
 
 def held_by(net, clean, gef, r, size, seed):
@@ -322,7 +325,7 @@ def jobs(
         picked = {k: choice[k] for k in r.choice} if choice or not r.choice else None   # None: validation has not chosen yet
         return setting, Path(out)/size.name/setting/slug(name)/f'{"ten" if len(tasks)>1 else tasks[0]}-s{seed}.json', dict(size=asdict(size), setting=setting, name=name, tasks=list(tasks), seed=seed, row=asdict(r), choice=picked, **kw)
     L  = [one('select', f'{k} {v:g}', [t], SELECT_SEED, r, parts=['val']) for k,vs in candidates().items() for v,r in vs.items() for t in SWEEP_TASKS]
-    L += [one('select', 'pre-trained', [t], SELECT_SEED, Row(), parts=['val']) for t in SWEEP_TASKS]
+    L += [one('select', n, [t], SELECT_SEED, ROWS_A[n], parts=['val']) for n in ('pre-trained','scratch') for t in SWEEP_TASKS]
     L += [one('a', n, [t], s, r) for n,r in ROWS_A.items() for s in seeds for t in TASKS_A]
     L += [one('b', n, TASKS, s, r) for n,r in ROWS_B.items() for s in seeds]
     L += [one('sweeps', n, [t], s, r) for n,r in SWEEPS.items() for s in seeds for t in SWEEP_TASKS]
