@@ -7,7 +7,7 @@ export PYTHONPATH := $(CURDIR)
 export OMP_NUM_THREADS ?= 1
 SCALE  ?= default
 
-.PHONY: demo test test-all chaos experiments docs browser clean check notebooks export
+.PHONY: demo test test-all chaos bench experiments docs browser clean check notebooks export
 
 demo: $(STAMP)
 	OMP_NUM_THREADS=2 $(BIN)/dtir demo --scale $(SCALE) $(DEMO_FLAGS)
@@ -22,6 +22,12 @@ test-all: test
 # every way to break a run, at least KILLS times; cut off, it goes on; the table is kept in nbs/experiments/results/chaos.json
 chaos: $(STAMP)
 	$(BIN)/python tests/chaos.py --kills $(or $(KILLS),200)
+
+# ours beside its rivals (the extra `bench`), fewer rounds; fails if a ratio is more than 15 % worse than the stored one. ROWS=quality,matching picks rows
+bench: $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,bench]' || echo 'note: not all rivals could be installed; their rows are skipped'
+	rm -rf runs/bench
+	OMP_NUM_THREADS=1 $(BIN)/dtir bench --quick --out runs/bench --rows '$(ROWS)' --check nbs/experiments/results/benchmarks
 
 # what the experiments have no record of yet, from the photographs in $DTIR_DATA; cut off, it goes on; ONLY="select a b sweeps", JOBS and MINUTES limit it
 experiments: $(STAMP)

@@ -32,7 +32,7 @@ setuptools.setup(
     package_data = {cfg['lib_path']: ['weights/*', 'photos/*', 'recipes/*', '*.json', '*.tsv']},   # what the code reads beside itself
     python_requires = '>=' + cfg['min_python'],
     install_requires = reqs('requirements') + reqs('pip_requirements'),
-    extras_require = {k: reqs(f'{k}_requirements') for k in ('dev', 'export', 'explore')},
+    extras_require = {k: reqs(f'{k}_requirements') for k in ('dev', 'export', 'explore', 'bench')},
     entry_points = {'console_scripts': lines('console_scripts'),
                     'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     long_description = (root/'README.md').read_text(encoding='utf-8') if (root/'README.md').exists() else '',

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'ALIASES', 'demo', 'restore', 'load_model', 'export', 'train', 'evaluate', 'compare', 'data_doctor',
-           'data_make_lq', 'data_prepare', 'data_leaks', 'usage', 'fail', 'parse', 'dtir', 'main']
+           'data_make_lq', 'data_prepare', 'data_leaks', 'bench', 'usage', 'fail', 'parse', 'dtir', 'main']
 
 # %% ../nbs/19a_command.ipynb #1c91d2ae
 import os, sys
@@ -193,9 +193,23 @@ def data_leaks(
     from dtir_nb.leaks import data_leaks as f
     f(train, test, out, workers=workers)
 
+# %% ../nbs/19a_command.ipynb #276d58cd
+def bench(
+    rows:str='',           # names, separated by commas; default: all
+    quick:bool=False,      # fewer rounds
+    out:str='runs/bench',  # folder of the results, one file for each row; a row that is there is not measured again
+    seed:int=0,            # of the networks and pictures
+    force:bool=False,      # measure also what is there
+    check:str='',          # folder of stored results to compare with; exit code 1 if a ratio is more than 15 % worse
+):
+    "Time each part beside its rivals from other packages, in turn."
+    from dtir_nb.experiments.benchmarks import bench as f
+    return f(rows, quick, out, seed, force, check)
+
 # %% ../nbs/19a_command.ipynb #9520db7b
 COMMANDS = {'demo': demo, 'restore': restore, 'export': export, 'train': train, 'evaluate': evaluate, 'compare': compare,
-            'data doctor': data_doctor, 'data make-lq': data_make_lq, 'data prepare': data_prepare, 'data leaks': data_leaks}
+            'data doctor': data_doctor, 'data make-lq': data_make_lq, 'data prepare': data_prepare, 'data leaks': data_leaks,
+            'bench': bench}
 
 # %% ../nbs/19a_command.ipynb #df67f6b8
 def usage()->str:
