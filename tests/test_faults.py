@@ -296,6 +296,21 @@ def test_p11_a_full_disk_need_not_stop_the_run(tmp_path, want):
         train(tmp_path/'run', full_disk='go_on', log_every=99, after=[lambda k, *_: chaos.small_disk(900 if 4 <= k < 10 else free)])
     assert wait(start(trial)) == 0 and final(tmp_path/'run') == want and [c.name for c in ck.checkpoints(tmp_path/'run')] == ['step-000000012', 'step-000000003']
 
+def fails_at(step, run, **kw):
+    "A run in a fork whose disk has no room for one step, and takes its time to say so; the exit code."
+    def trial():
+        real = ck.save_checkpoint
+        def disk(run, k, *a, **kw):
+            if k != step: return real(run, k, *a, **kw)
+            time.sleep(.5); raise ck.CheckpointError(Path(run)/'ckpt'/ck.step_name(k), 'E_DISK', 'no room')
+        ck.save_checkpoint = disk; train(run, background=True, full_disk='go_on', **kw)
+    return wait(start(trial))
+
+def test_p11_a_late_failure_costs_no_other_state(tmp_path, want):
+    "Step 6 fails while step 9 already waits: 9 is saved nevertheless. A state that is the last word, at the end or after a signal, is not given up."
+    assert fails_at(6, tmp_path/'run') == 0 and final(tmp_path/'run') == want and [int(c.name[5:]) for c in ck.checkpoints(tmp_path/'run')] == [12, 9]
+    assert fails_at(STEPS, tmp_path/'end') == 74 and fails_at(7, tmp_path/'told', after=[lambda k, *_: k == 6 and os.kill(os.getpid(), signal.SIGTERM)]) == 74
+
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which('mount') is None, reason='mounting needs root')
 def test_p11_a_disk_of_40_kilobytes(tmp_path):
     (tmp_path/'tiny').mkdir()
