@@ -79,7 +79,7 @@ def check_recipe(r):
     if r.experts and r.top > r.experts: no('top', f'is more than the {r.experts} experts there are')
     if r.batch % r.shards: no('shards', f'does not divide the batch of {r.batch}')
     if r.team == 'exact' and r.shards & (r.shards-1): no('shards', "has to be 1, 2, 4, 8, … for the exact sum; team='ddp' takes any number")
-    if r.amp and r.lam_orth: no('amp', 'turns the finite differences of the orthogonality loss into noise: set lam_orth=0 (project=True is its first-order form), or amp=')
+    if r.amp and r.lam_orth and r.team == 'fsdp': no('amp', 'turns the finite differences of the orthogonality loss into noise where the network lies in slices: set lam_orth=0 (project=True is its first-order form), or amp=')
     if r.team == 'fsdp' and (r.experts or len(r.tasks) > 1 and r.order != 'joint'): no('team', 'keeps the network in slices, which carry neither experts (experts=0) nor stages (one task, or order=joint); the orthogonality loss goes in its displaced form')
     if r.data and sorted(s.split('/')[0] for s in r.sets) != sorted(r.tasks): no('sets', f'names one data set for each of tasks={r.tasks}: task/data set/split')
     gef(r), fit_config(r, max(r.pre, 1), r.lr_pre), fit_config(r, max(r.tune, 1), r.lr_tune)

@@ -44,7 +44,7 @@ def same(a, b): x, y = (read_net(p/'net.safetensors')[0] for p in (a, b)); retur
     (['demo:tiny', '--set', 'pre=many'], 2, 'pre is a int'),
     (['demo:tiny', '--set', 'project=true'], 2, 'stands in for the orthogonality loss'),   # combinations that cannot work
     (['demo:tiny', '--set', 'amp=fp16'], 2, 'float16 cannot scale'),
-    (['demo:tiny', '--set', 'amp=bf16'], 2, 'lam_orth=0'),
+    (['demo:tiny', '--set', 'amp=bf16', '--set', 'team=fsdp', '--set', 'experts=0', '--set', 'tasks=rainy'], 2, 'lam_orth=0'),
     (['demo:tiny', '--set', 'team=fsdp'], 2, 'neither experts (experts=0) nor stages'),
     (['demo:tiny', '--set', 'shards=3'], 2, 'does not divide'),
     (['demo:tiny', '--set', 'top=9'], 2, 'more than the 4 experts'),

@@ -6,14 +6,14 @@
 __all__ = ['TASKS_A', 'COMPANION', 'PUBLIC', 'REGIMES', 'NUISANCE', 'STRONGER', 'SIZES', 'GEN', 'DEEP', 'FULL', 'ROWS_A',
            'SWEEPS', 'SWEEP_TASKS', 'B', 'ROWS_B', 'SELECT_SEED', 'NETS', 'GUESS', 'stronger', 'jpeg40', 'degraded',
            'Size', 'root', 'split', 'slug', 'middle', 'pictures', 'public', 'Row', 'row', 'vary', 'candidates',
-           'fit_config', 'steps_of_share', 'pretrained', 'write_whole', 'disturbed', 'task_source', 'settings',
+           'fit_config', 'place', 'steps_of_share', 'pretrained', 'write_whole', 'disturbed', 'task_source', 'settings',
            'held_by', 'plain_step', 'train_row', 'scored', 'scores_on', 'scores_public', 'examine', 'curve', 'cell',
-           'input_scores', 'jobs', 'read_choice', 'nuisance', 'source', 'choose', 'estimate', 'needed', 'work', 'main',
-           'check_leaks']
+           'input_scores', 'jobs', 'read_choice', 'nuisance', 'source', 'choose', 'estimate', 'start_of', 'next_one',
+           'work', 'main', 'check_leaks']
 
 # %% ../../nbs/experiments/protocol.ipynb #8499b7f5
 import argparse, copy, json, os, time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from multiprocessing import get_context
@@ -196,16 +196,20 @@ SELECT_SEED = 100
 NETS = dict(small=nafnet_small, medium=nafnet_medium, paper=partial(NAFNet, 64))
 
 def fit_config(size, steps, seed): return FitConfig(steps=steps, lr=size.lr, lr_min=1e-6, warmup=min(50, steps//10), ema=.99, seed=seed, save_every=500, progress=False)
+def place():
+    "Where a run computes: on the GPU if one is in sight."
+    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
 def steps_of_share(size, share, b=False): return max(1, round((size.steps_b if b else size.steps)*share))
 
 def pretrained(size, net, steps, seed, tasks, runs='runs/claims'):
     "The pre-trained network and the matching step of each task, from the file if they are there."
     where = Path(runs)/size.name/f'pre-{net}-{steps}-s{seed}'
-    with seeded(seed): new = Clocked(NETS[net](), cosine_schedule())
+    with seeded(seed): new = Clocked(NETS[net](), cosine_schedule()).to(place())
     if not (where/'done.json').exists():
         imgs = pictures('train', size.embedded)
         best = pretrain(new, imgs, fit_config(size, steps, seed), patch=size.patch, batch=size.batch, run=where/'run').eval()
-        ts = {k: match(best, stream(Synthetic(imgs, k, STRENGTHS[k].source, patch=min(64, 2*size.patch), bad='trust'), batch=size.pairs, seed=seed)(0)).t for k in TASKS}
+        ts = {k: match(best, stream(Synthetic(imgs, k, STRENGTHS[k].source, patch=min(64, 2*size.patch), bad='trust'), batch=size.pairs, seed=seed)(0).to(place())).t for k in TASKS}
         save_net(best, where/'net.safetensors', {}); write_whole(where/'done.json', json.dumps(ts))
     return load_net(where/'net.safetensors', lambda c: new), json.loads((where/'done.json').read_text())
 
@@ -257,7 +261,7 @@ def train_row(
     src = {k: task_source(size, r, k) for k in tasks}; mix = Mixture(src) if b else src[tasks[0]]
     cfg = fit_config(size, steps_of_share(size, r.tune, b), seed)
     if not r.pre:
-        with seeded(seed): net = Timeless(NETS[r.net or size.net]())
+        with seeded(seed): net = Timeless(NETS[r.net or size.net]()).to(place())
         return fit(net, stream(mix, batch=size.batch, seed=seed), plain_step, cfg, run=run).eval(), dict.fromkeys(tasks, 1)
     net, ts = pretrained(size, r.net or size.net, steps_of_share(size, r.pre, b), seed, tasks)
     t = {k: r.t or ts[k] for k in tasks}
@@ -273,7 +277,7 @@ def train_row(
 @torch.no_grad()
 def scored(f, x, y):
     "PSNR (dB, RGB, clipped) of each picture, and their mean SSIM."
-    r = [f(v[None]).clamp(0,1) for v in y]
+    r = [f(v[None].to(place())).clamp(0,1).cpu() for v in y]
     return dict(psnr=[round(psnr(a, v[None]).item(), 3) for a,v in zip(r, x)], ssim=round(sum(ssim(a, v[None]).item() for a,v in zip(r, x))/len(x), 4))
 
 def scores_on(f, task, part, size):
@@ -293,7 +297,7 @@ def examine(net, tasks, t, size, parts=('val','test')):
     for k in tasks:
         f = lambda y: net(y, t[k])
         out[k] = {p: scores_on(f, k, p, size) for p in parts} | (dict(public=scores_public(f, k, size)) if 'test' in parts else {})
-    x = pictures('val', size.embedded)
+    x, net = pictures('val', size.embedded), copy.deepcopy(net).cpu()   # the same draws everywhere
     with torch.no_grad(): out['gen'] = None if isinstance(net, Timeless) else round(gen_loss(net, x, rng(0, 'gen')).mean().item(), 4)
     return out
 
@@ -307,7 +311,7 @@ def curve(run, every=50):
 # %% ../../nbs/experiments/protocol.ipynb #c1dc858e
 def cell(size, setting, name, tasks, seed, row, choice, runs='runs/claims', parts=('val','test')):
     "One run: train, examine."
-    torch.set_num_threads(1)
+    torch.set_num_threads(1); torch.backends.cudnn.deterministic = True
     sz, r = Size(**size), Row(**{**row, 'gef': tuple(map(tuple, row['gef'])), 'choice': tuple(row['choice'])})
     run = Path(runs)/sz.name/setting/slug(name)/f'{"ten" if len(tasks)>1 else tasks[0]}-s{seed}'
     net, t = train_row(r, sz, list(tasks), seed, choice, run)
@@ -373,17 +377,22 @@ def estimate(js, default=GUESS):
 def _one(path, kw):
     t = time.time(); once(path, cell, **kw); return path, time.time()-t
 
-def _pre(size, net, steps, seed): torch.set_num_threads(1); pretrained(size, net, steps, seed, TASKS)
+def _pre(size, net, steps, seed): torch.set_num_threads(1); torch.backends.cudnn.deterministic = True; pretrained(size, net, steps, seed, TASKS)
 
-def needed(js):
-    "The pre-trained networks that a list of runs starts from."
-    out = []
-    for _,p,k in js:
-        r, size = k['row'], Size(**k['size'])
-        if r['pre'] and not p.exists():
-            key = (size, r['net'] or size.net, steps_of_share(size, r['pre'], len(k['tasks'])>1), k['seed'])
-            if key not in out: out.append(key)
-    return out
+def start_of(kw):
+    "The pre-trained network that a run starts from, as arguments of `pretrained`; None from scratch."
+    r, size = kw['row'], Size(**kw['size'])
+    return (size, r['net'] or size.net, steps_of_share(size, r['pre'], len(kw['tasks'])>1), kw['seed']) if r['pre'] else None
+
+def next_one(
+    left,     # runs that are left, from `jobs`
+    started,  # pre-trained networks that somebody works on, or has
+    made,     # those that are there
+):            # ('pre', its arguments), ('run', a run), or None: wait
+    "A missing network that one of the next runs needs, else the first run that has all it needs."
+    for _,_,k in left[:32]:
+        if (s := start_of(k)) and s not in started: return 'pre', s
+    return next((('run', j) for j in left if (s := start_of(j[2])) is None or s in made), None)
 
 # %% ../../nbs/experiments/protocol.ipynb #3edd0f39
 def work(
@@ -394,12 +403,19 @@ def work(
 ):
     "Do what is missing; what was cut goes on."
     end = time.time()+60*minutes if minutes else float('inf')
-    js = [j for j in js if not j[1].exists()]
+    left, started, made, doing = [j for j in js if not j[1].exists()], set(), set(), {}
     with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
-        for i in range(0, len(js), 8):          # a few at a time: pre-trained networks first, then the runs that start from them
-            if time.time() > end: return say(f'{len(js)-i} runs are left')
-            for f in [pool.submit(_pre, *k) for k in needed(js[i:i+8])]: f.result()
-            for f in as_completed([pool.submit(_one, p, k) for _,p,k in js[i:i+8]]): say('{}: {:.0f} s'.format(*f.result()))
+        while True:
+            while len(doing) < workers and time.time() < end and (n := next_one(left, started, made)):
+                kind, a = n
+                if kind == 'pre': started.add(a); doing[pool.submit(_pre, *a)] = a
+                else: left.remove(a); doing[pool.submit(_one, *a[1:])] = None
+            if not doing: break
+            for f in wait(doing, return_when=FIRST_COMPLETED).done:
+                r, key = f.result(), doing.pop(f)
+                if key: made.add(key)
+                else: say('{}: {:.0f} s'.format(*r))
+    if left: say(f'{len(left)} runs are left')
 
 # %% ../../nbs/experiments/protocol.ipynb #b1811096
 def main(argv=None):
@@ -410,12 +426,11 @@ def main(argv=None):
     a = ap.parse_args(argv); size = SIZES[a.size]
     for part in ('select','rest'):
         js = [j for j in jobs(size, a.out) if (j[0]=='select')==(part=='select') and (not a.only or j[0] in a.only) and a.match in str(j[1])]
+        if part == 'rest' and read_choice(a.out, size) is None: js = [j for j in js if not j[2]['row']['choice']]; print('rows with a chosen weight wait until the selection is finished')
         left = estimate(js); print(f'{part}: {len(js)-len(left)} of {len(js)} runs are there, {sum(s for _,s in left)/3600/a.jobs:.1f} hours for the rest on {a.jobs} workers')
         if a.dry_run: continue
         work(js, a.jobs, a.minutes)
-        if part == 'select':
-            if any(not p.exists() for _,p,_ in jobs(size, a.out) if 'select' in p.parts): return print('selection is not finished; run again')
-            print('chosen:', choose(a.out, size))
+        if part == 'select' and all(p.exists() for s,p,_ in jobs(size, a.out) if s == 'select'): print('chosen:', choose(a.out, size))
 
 # %% ../../nbs/experiments/protocol.ipynb #13e649ba
 #| eval: false

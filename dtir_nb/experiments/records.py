@@ -12,11 +12,11 @@ import torch
 
 # %% ../../nbs/experiments/records.ipynb #0ccd49a4
 def commit():
-    "The commit of the code that runs, with a + if files differ from it; None outside a repository."
+    "The commit of the code that runs, with a + if files differ from it; outside a repository what DTIR_COMMIT says, or None."
     def git(*a): return subprocess.run(['git', '-C', str(Path(globals().get('__file__', '.')).resolve().parent), *a], capture_output=True, text=True)
     try: head = git('rev-parse', '--short=12', 'HEAD')
-    except OSError: return None
-    if head.returncode: return None
+    except OSError: return os.environ.get('DTIR_COMMIT')
+    if head.returncode: return os.environ.get('DTIR_COMMIT')
     return head.stdout.strip() + ('+' if git('status', '--porcelain', '--', '*.py').stdout.strip() else '')
 
 def machine()->dict:
