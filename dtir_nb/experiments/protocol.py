@@ -6,10 +6,10 @@
 __all__ = ['TASKS_A', 'COMPANION', 'PUBLIC', 'REGIMES', 'NUISANCE', 'STRONGER', 'SIZES', 'GEN', 'DEEP', 'FULL', 'ROWS_A',
            'SWEEPS', 'SWEEP_TASKS', 'B', 'ROWS_B', 'SELECT_SEED', 'NETS', 'GUESS', 'stronger', 'jpeg40', 'degraded',
            'Size', 'root', 'split', 'slug', 'middle', 'pictures', 'public', 'Row', 'row', 'vary', 'candidates',
-           'fit_config', 'place', 'steps_of_share', 'pretrained', 'write_whole', 'disturbed', 'task_source', 'settings',
-           'held_by', 'plain_step', 'train_row', 'scored', 'scores_on', 'scores_public', 'examine', 'curve', 'cell',
-           'input_scores', 'jobs', 'read_choice', 'nuisance', 'source', 'choose', 'estimate', 'start_of', 'next_one',
-           'work', 'main', 'check_leaks']
+           'fit_config', 'place', 'quiet_machine', 'steps_of_share', 'pretrained', 'write_whole', 'disturbed',
+           'task_source', 'settings', 'held_by', 'plain_step', 'train_row', 'scored', 'scores_on', 'scores_public',
+           'examine', 'curve', 'cell', 'input_scores', 'jobs', 'read_choice', 'nuisance', 'source', 'weigh', 'choose',
+           'estimate', 'start_of', 'next_one', 'work', 'main', 'check_leaks']
 
 # %% ../../nbs/experiments/protocol.ipynb #8499b7f5
 import argparse, copy, json, os, time
@@ -200,6 +200,10 @@ def place():
     "Where a run computes: on the GPU if one is in sight."
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
+def quiet_machine():
+    "One thread; on a GPU the same numbers every time, and float32 with all its digits as on a CPU."
+    torch.set_num_threads(1); torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
+
 def steps_of_share(size, share, b=False): return max(1, round((size.steps_b if b else size.steps)*share))
 
 def pretrained(size, net, steps, seed, tasks, runs='runs/claims'):
@@ -311,7 +315,7 @@ def curve(run, every=50):
 # %% ../../nbs/experiments/protocol.ipynb #c1dc858e
 def cell(size, setting, name, tasks, seed, row, choice, runs='runs/claims', parts=('val','test')):
     "One run: train, examine."
-    torch.set_num_threads(1); torch.backends.cudnn.deterministic = True
+    quiet_machine()
     sz, r = Size(**size), Row(**{**row, 'gef': tuple(map(tuple, row['gef'])), 'choice': tuple(row['choice'])})
     run = Path(runs)/sz.name/setting/slug(name)/f'{"ten" if len(tasks)>1 else tasks[0]}-s{seed}'
     net, t = train_row(r, sz, list(tasks), seed, choice, run)
@@ -352,17 +356,22 @@ def nuisance(r, task, part='val'):
 def source(r, task, part='val'): v = r['result'][task][part]['source']['psnr']; return sum(v)/len(v)
 
 # %% ../../nbs/experiments/protocol.ipynb #89192def
-def choose(out, size, keep=.3):
-    "Apply the rule to the records of `select` and write choice.json."
+def weigh(
+    out, size,
+    k,          # name of a weight
+    keep=.3,    # dB that the source may lose
+):              # (the value chosen, [[value, source, nuisance], …] in dB against `pre-trained`)
+    "Apply the rule to the candidates of one weight."
     get = lambda n: [json.loads((Path(out)/size.name/'select'/slug(n)/f'{t}-s{SELECT_SEED}.json').read_text()) for t in SWEEP_TASKS]
     mean = lambda f, rs: sum(f(r, t) for r,t in zip(rs, SWEEP_TASKS))/len(rs)
-    base, seen, choice = get('pre-trained'), {}, {}
-    for k,vs in candidates().items():
-        rows = {v: (mean(source, rs := get(f'{k} {v:g}'))-mean(source, base), mean(nuisance, rs)-mean(nuisance, base)) for v in vs}
-        ok = {v: n for v,(s,n) in rows.items() if s >= -keep}
-        choice[k] = max(ok, key=ok.get) if ok else max(rows, key=lambda v: rows[v][0])
-        seen[k] = [[v, round(s, 3), round(n, 3)] for v,(s,n) in rows.items()]
-    write_whole(Path(out)/size.name/'choice.json', json.dumps(dict(choice=choice, seen=seen), indent=1)); return choice
+    base = get('pre-trained'); rows = {v: tuple(mean(f, get(f'{k} {v:g}'))-mean(f, base) for f in (source, nuisance)) for v in candidates()[k]}
+    ok = {v: n for v,(s,n) in rows.items() if s >= -keep}
+    return max(ok, key=ok.get) if ok else max(rows, key=lambda v: rows[v][0]), [[v, round(s, 3), round(n, 3)] for v,(s,n) in rows.items()]
+
+def choose(out, size):
+    "Apply the rule to all of `select` and write choice.json."
+    both = {k: weigh(out, size, k) for k in candidates()}; choice = {k: c for k,(c,_) in both.items()}
+    write_whole(Path(out)/size.name/'choice.json', json.dumps(dict(choice=choice, seen={k: s for k,(_,s) in both.items()}), indent=1)); return choice
 
 # %% ../../nbs/experiments/protocol.ipynb #43300a96
 GUESS = .2   # seconds per step before anything has been measured
@@ -377,7 +386,7 @@ def estimate(js, default=GUESS):
 def _one(path, kw):
     t = time.time(); once(path, cell, **kw); return path, time.time()-t
 
-def _pre(size, net, steps, seed): torch.set_num_threads(1); torch.backends.cudnn.deterministic = True; pretrained(size, net, steps, seed, TASKS)
+def _pre(size, net, steps, seed): quiet_machine(); pretrained(size, net, steps, seed, TASKS)
 
 def start_of(kw):
     "The pre-trained network that a run starts from, as arguments of `pretrained`; None from scratch."
