@@ -7,17 +7,22 @@ export PYTHONPATH := $(CURDIR)
 export OMP_NUM_THREADS ?= 1
 SCALE  ?= default
 
-.PHONY: demo test test-all chaos bench experiments docs browser clean check notebooks export
+.PHONY: demo test test-all test-long chaos bench experiments docs browser clean check notebooks export
 
 demo: $(STAMP)
 	OMP_NUM_THREADS=2 $(BIN)/dtir demo --scale $(SCALE) $(DEMO_FLAGS)
 
 test: $(STAMP) check
-	$(BIN)/python -m pytest -q tests -m "not slow"
+	$(BIN)/python -m pytest -q tests -m "not slow and not long"
 	$(BIN)/python tools/ci_nbtest.py --n_workers 2
 
+# and the promises of a long run that need launchers, several workers and minutes
 test-all: test
-	$(BIN)/python -m pytest -q tests -m slow
+	$(BIN)/python -m pytest -q tests -m slow --durations 5
+
+# every page of the site in a browser, every foreign network, every Python, every kill point: an hour or two
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -q tests -m long
 
 # every way to break a run, at least KILLS times; cut off, it goes on; the table is kept in nbs/experiments/results/chaos.json
 chaos: $(STAMP)

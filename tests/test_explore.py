@@ -38,7 +38,7 @@ def lab(tmp_path):
         yield f'http://127.0.0.1:{port}/lab/tree/w.ipynb?token={token}&reset'
     finally: p.terminate(); p.wait(20)
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(bool(missing()), reason=missing())
 def test_explore_in_jupyterlab(lab, tmp_path):
     noise(120, 90).save(tmp_path/'own.png')

@@ -1,4 +1,4 @@
-"The promises of a run, each as a test. The quick ones always run; `-m slow` runs the rest; `make chaos` runs hundreds of kills."
+"The promises of a run, each as a test. The quick ones always run; `-m slow` runs what needs launchers and minutes, `-m long` every kill point; `make chaos` runs hundreds of kills."
 import ast, contextlib, functools, json, os, pickle, random, resource, shutil, signal, subprocess, sys, tarfile, time, warnings, zipfile
 from pathlib import Path
 import pytest, torch
@@ -26,7 +26,7 @@ def dies(k0): return lambda k, *_: k == k0 and os.kill(os.getpid(), signal.SIGKI
 def test_p1_some_kills_inside_a_save(want, background):
     led = Ledger(); chaos.kill_everywhere(led, stride=29, background=background); assert led.ok() and led.kills() > 3, str(led)
 
-@slow
+@pytest.mark.long
 @pytest.mark.parametrize('background', (False, True))
 def test_p1_a_kill_at_every_operation(want, background):
     led = Ledger(); n = chaos.kill_everywhere(led, background=background); assert led.ok() and led.kills() == n-1 > 100, str(led)
@@ -51,7 +51,7 @@ def test_p10_a_signal_waits_for_what_is_being_written(tmp_path, want):
 def test_p2_kills_at_random_moments():
     led = Ledger(); chaos.kill_at_random(led, 3); assert led.ok(), str(led)
 
-@slow
+@pytest.mark.long
 def test_p2_fifty_kills_at_random_moments():
     led = Ledger(); chaos.kill_at_random(led, 50); assert led.ok() and led.kills() >= 50, str(led)
 

@@ -1,7 +1,7 @@
 """The whole method on networks that we have never seen: at least twelve architectures, unedited, at smoke size.
 
 The chain: clock and experts, pre-training, averaging, matching, checkpoint, fine-tuning with each form of orthogonality, incremental training, compilation, export. `-m "not slow"` runs a part of it on fourteen of them in
-under a minute, `-m slow` the rest: all forms, all networks, `torch.compile`, ONNX.
+under a minute, `-m long` the rest: all forms, all networks, `torch.compile`, ONNX.
 The published architectures come from `spandrel` (a development requirement), at random initial weights; without it they are skipped.
 """
 import copy, warnings
@@ -104,7 +104,7 @@ ZOO = {
 WRONG_SECOND = ('NAFNet', 'KBNet')                  # ship a layer normalisation with a hand-written backward pass
 SLOW = ('FFTformer', 'ATD', 'Uformer', 'own X-Restormer', 'own U-Net', 'Retinexformer', 'MixDehazeNet', 'SAFMN')   # the other fourteen run by default
 SIZE = {'MixDehazeNet': 64, 'FFTformer': 64}
-marked = lambda names: [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in names]
+marked = lambda names: [pytest.param(n, marks=pytest.mark.long) if n in SLOW else n for n in names]
 sched = cosine_schedule(T=50)
 
 def make(name):
@@ -169,7 +169,7 @@ def test_fine_tuning(name):
     assert torch.isfinite(flat(other['grads'])).all() and not torch.equal(flat(other['grads']), flat(log['grads']))
     copy.deepcopy(net)(pictures(name)[0], 3)
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('name', [n for n in ZOO if n not in WRONG_SECOND])
 def test_exact_and_displaced_orthogonality(name):
     "On smooth networks the two agree. ReLU has kinks that a displacement crosses and double backward does not see: there only the loss is common."
@@ -181,12 +181,12 @@ def test_exact_and_displaced_orthogonality(name):
     assert torch.isfinite(flat(near['grads'])).all() and torch.isfinite(flat(exact['grads'])).all()
     if name in ('several inputs', 'own NAFNet', 'own U-Net'): assert F.cosine_similarity(flat(near['grads']), flat(exact['grads']), 0) > .9
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fused_attention_is_refused_in_exact_mode():
     with pytest.raises(RuntimeError, match='not implemented'): fine_tune('tokens', GEF['exact'])
     assert any(f.check == '2nd derivative' and f.level == 'fail' and 'sdpa_kernel' in f.remedy for f in check_backbone(make('tokens')))
 
-@pytest.mark.parametrize('name', [n if n in ('tied', 'tokens', 'tutorial U-Net', 'DRUNet') else pytest.param(n, marks=pytest.mark.slow) for n in ZOO])
+@pytest.mark.parametrize('name', [n if n in ('tied', 'tokens', 'tutorial U-Net', 'DRUNet') else pytest.param(n, marks=pytest.mark.long) for n in ZOO])
 def test_incremental_training_with_experts(name):
     net, (x, _) = add_sites(Clocked(make(name), sched), partial(MoE, n=4, k=2)), pictures(name)
     kw = dict(patch=x.shape[-1], batch=2); sources = {k: Synthetic(list(x), k, STRENGTHS[k].source, patch=x.shape[-1]) for k in ('noisy', 'low_light')}
@@ -226,14 +226,14 @@ def test_networks_that_cannot_work_say_why():
 
 
 # ---- compilation and export ----
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('name', list(ZOO))
 def test_compiles(name):
     net, (x, _) = add_sites(Clocked(alive(make(name)), sched), partial(MoE, n=4, k=2)).eval(), pictures(name)
     t = torch.tensor([3, 30]); torch._dynamo.reset()
     with torch.no_grad(): assert_close(torch.compile(net, backend='aot_eager')(x, t), net(x, t), rtol=1e-4, atol=1e-5)
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('name', [n for n in ZOO if n != 'ATD'])   # which sorts its tokens by argsort(stable=False): the exporter has no such operator, with a clock or without
 def test_exports_to_onnx(name, tmp_path):
     ort, _ = pytest.importorskip('onnxruntime'), pytest.importorskip('onnxscript')

@@ -150,7 +150,7 @@ def test_export_of_a_run(run, tmp_path):
     assert code == 0 and b't*=2 folded in' in out, err
     code, _, err = dtir('export', tmp_path/'net.zip', '--run', run); assert code == 2 and '.onnx' in err
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_export_to_onnx(run, tmp_path):
     code, out, err = dtir('export', tmp_path/'net.onnx', '--run', run)
     assert code == 0 and b't is an input' in out, err
@@ -159,7 +159,7 @@ def test_export_to_onnx(run, tmp_path):
 def seconds(code):
     t = time.perf_counter(); subprocess.run([sys.executable, '-c', code], env=ENV, check=True); return time.perf_counter()-t
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_starts_as_fast_as_torch(run):
     "Alternating runs; the middle of the ratios."
     start = f'from dtir_nb.restoring import load_restorer; load_restorer({str(run)!r})'
@@ -176,7 +176,7 @@ code = dtir(sys.argv[1:])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024)
 sys.exit(code)'''
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('more', [(), ('--settle', '1'), ('--ensemble',)][:1])
 def test_memory_of_24_megapixels(more, run, tmp_path):
     "Peak resident memory of the whole command, as the kernel counts it."

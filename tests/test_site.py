@@ -1,4 +1,4 @@
-"The site: small laws of its builder, and, marked slow, every page in a browser (tests/site.mjs)."
+"The site: small laws of its builder, and, marked long, every page in a browser (tests/site.mjs)."
 import functools, http.server, json, os, re, shutil, subprocess, sys, threading
 from pathlib import Path
 import pytest
@@ -109,13 +109,13 @@ def site(tmp_path_factory):
     yield f'http://127.0.0.1:{server.server_port}', out
     server.shutdown()
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_home_leads_everywhere(site):
     "From the home page, one click: each page of the method, and each section."
     home = (site[1]/'index.html').read_text()
     for page in site[1].rglob('*.html'): assert f'href="{page.relative_to(site[1]).as_posix()}"' in home, f'no link from the home page to {page.name}'
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_is_fetched_from_elsewhere(site):
     assert docs_polish.foreign(site[1]) == []
 
@@ -129,7 +129,7 @@ def browser():
 WALKS = {'the proof of the orthogonality loss': (['See a proof: the orthogonality loss', 'The loss, from two vectors'], 'assert_close')}
 if (ROOT/'nbs/tutorials/restore_a_photo.ipynb').exists(): WALKS['a photo of one\'s own'] = (['Restore a photo of your own'], 'dtir restore')
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(bool(browser()), reason=browser())
 def test_every_page_in_a_browser(site, tmp_path):
     "No failed or foreign request, error, broken link or picture, unset formula, serious accessibility violation, sideways scrolling; search finds a function."
