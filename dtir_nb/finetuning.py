@@ -162,15 +162,21 @@ def _as_long(o, rec, reduce, world):
     both = [(a,b) for a,b in zip(o, rec) if a is not None and b is not None]
     if not both: return o
     if world > 1: both = [(reduce(a), reduce(b)) for a,b in both]
-    a2, b2 = (torch.stack([v.square().sum() for v in vs]).sum() for vs in zip(*both))
-    c = (b2/a2.clamp(min=torch.finfo(a2.dtype).tiny)).sqrt()
-    return [None if v is None else c*v for v in o]
+    a, b = (torch.stack(torch._foreach_norm(list(vs))).norm() for vs in zip(*both))
+    on = [k for k,v in enumerate(o) if v is not None]; out = list(o)
+    for k,v in zip(on, torch._foreach_mul([o[k] for k in on], b/a.clamp(min=torch.finfo(a.dtype).tiny))): out[k] = v
+    return out
 
 # %% ../nbs/15_finetuning.ipynb #de43142d
-def _sum(parts):
-    "Sum of the gradients that are there, None if there is none."
-    parts = [p for p in parts if p is not None]
-    return sum(parts[1:], parts[0]) if parts else None
+def _plus(base, more, coefs):
+    "base + coef·more, list by list; what is None on one side is the other side. A few calls for all weights together: on a GPU calls are what a step costs."
+    on = [k for k,v in enumerate(more) if v is not None]; out = list(base)
+    if not on: return out
+    for k,v in zip(on, torch._foreach_mul([more[k] for k in on], [coefs[k] for k in on])): out[k] = v
+    both = [k for k in on if base[k] is not None]
+    if both:
+        for k,v in zip(both, torch._foreach_add([base[k] for k in both], [out[k] for k in both])): out[k] = v
+    return out
 
 def _total(log, due, cfg):
     "The whole loss of a step (Eq. 12), from its parts; what is not there counts nothing."
@@ -194,13 +200,13 @@ def finetune_step(
     n, mean_n = _count(batch, reduce, world)
     log, rec, g, o = _both(net, batch, t, gen, held, cfg, ps, reduce, world) if mean_n and cfg.mu else _alone(net, batch, t, cfg, ps)
     due = n/(cfg.mix*len(batch.x)) if cfg.mix else 0.     # clean pictures against those of an average step: μ stays μ however they come
-    g = [None if a is None else a*due for a in g]
+    g = _plus([None]*len(g), g, [due]*len(g))
     if cfg.project and mean_n: g = _projected(g, rec, held, ps, reduce, world)
     if cfg.lengths: o = _as_long(o, rec, reduce, world)
-    gs = [_sum([r, None if a is None else cfg.mu*w[k]*a, None if b is None else cfg.lam_orth*w[k]*b]) for k,r,a,b in zip(held.names, rec, g, o)]
+    gs = _plus(_plus(rec, g, [cfg.mu*w[k] for k in held.names]), o, [cfg.lam_orth*w[k] for k in held.names])
     if cfg.lam_reg and held.imp is not None:
         log['reg'], pull = penalty_grads(net, held.theta0, held.imp, w, cfg.order)
-        gs = [_sum([a, cfg.lam_reg*pull[k] if k in pull else None]) for k,a in zip(held.names, gs)]
+        gs = _plus(gs, [pull.get(k) for k in held.names], [cfg.lam_reg]*len(gs))
     return dict(loss=_total(log, due, cfg), grads=gs, **{k: log.get(k, torch.tensor(0.)) for k in ('rec','gen','reg','orth')})
 
 # %% ../nbs/15_finetuning.ipynb #58db73c4

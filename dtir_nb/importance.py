@@ -123,9 +123,11 @@ def penalty_grads(
     unit = 1/(sum(v.numel() for v in imp.I2.values())*imp.scale); c = [unit*(1. if weights is None else weights[n]) for n in ps]
     pick = lambda d: [d[n].to(p) for n,p in ps.items()]
     delta = torch._foreach_sub(list(ps.values()), pick(anchor)); gs, value = None, 0.
-    if 2 in order: gs = torch._foreach_mul(delta, pick(imp.I2)); value = value + .5*sum(k*torch.vdot(g.flatten(), d.flatten()) for k,g,d in zip(c, gs, delta))
+    many = torch.tensor(c, dtype=torch.float64, device=delta[0].device)
+    def along(gs): return (many @ torch.stack(torch._foreach_norm(torch._foreach_mul(gs, delta), 1, torch.float64))).to(delta[0])   # Σ g·δ, in which no term is negative
+    if 2 in order: gs = torch._foreach_mul(delta, pick(imp.I2)); value = value + .5*along(gs)
     if 1 in order:
-        g1 = torch._foreach_mul(torch._foreach_sign(delta), pick(imp.I1)); value = value + sum(k*torch.vdot(g.flatten(), d.flatten()) for k,g,d in zip(c, g1, delta))
+        g1 = torch._foreach_mul(torch._foreach_sign(delta), pick(imp.I1)); value = value + along(g1)
         gs = g1 if gs is None else torch._foreach_add(gs, g1)
     torch._foreach_mul_(gs, c)
     return value, dict(zip(ps, gs))

@@ -64,7 +64,7 @@ def scores(
         out = net(y, t[k]); _same(out, x, "the network's answer", 'x')
         if not out.isfinite().all(): raise ValueError(f'net gives NaN or infinity on {k!r}: its weights, or the pictures, are broken')
         return psnr(out.clamp(0,1), x)
-    return {k: torch.cat([one(k, x, y) for x,y in _pairs(p)]).mean().item() for k,p in pairs.items()}
+    return {k: torch.cat([one(k, x, y) for x,y in _pairs(p, net)]).mean().item() for k,p in pairs.items()}
 
 class History(NamedTuple):
     "What incremental training left behind."

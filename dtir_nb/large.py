@@ -16,7 +16,7 @@ from .sharded import cut_like, dots, local
 from .training import FitConfig, differentiate, fit
 from .pretraining import gen_loss
 from .moe import MoE
-from .finetuning import FinetuneConfig, Held, _again, _split, _sum, hold, rec_losses, steps_of
+from .finetuning import FinetuneConfig, Held, _again, _plus, _split, hold, rec_losses, steps_of
 from .layer_decay import mean_weights
 
 # %% ../nbs/15a_large.ipynb #63eae7dc
@@ -158,10 +158,10 @@ def sliced_step(net, batch, gen, reduce, t_star, cfg, held, team):
     else: l_rec, l_gen, rec, g = two_gradients(net, batch, t, gen, h, cfg, ps, n, mean_n)
     if g is not None and cfg.project: g = unopposed(g, rec, team)
     if cfg.lengths: pull = as_long(pull, rec, team)
-    gs = [_sum([a, None if b is None else cfg.mu*w[k]*b, None if c is None else cfg.lam_orth*w[k]*c]) for k,a,b,c in zip(h.names, rec, g or [None]*len(ps), pull)]
+    gs = _plus(_plus(rec, g or [None]*len(ps), [cfg.mu*w[k] for k in h.names]), pull, [cfg.lam_orth*w[k] for k in h.names])
     reg = 0.
     if cfg.lam_reg and h.imp is not None:
-        reg, pull = pull_back(net, held, w, cfg, team); gs = [_sum([a, cfg.lam_reg*pull[k] if k in pull else None]) for k,a in zip(h.names, gs)]
+        reg, pull = pull_back(net, held, w, cfg, team); gs = _plus(gs, [pull.get(k) for k in h.names], [cfg.lam_reg]*len(gs))
     return dict(loss=l_rec+cfg.mu*l_gen+cfg.lam_reg*reg+cfg.lam_orth*orth, grads=gs, rec=l_rec, gen=l_gen, reg=reg, orth=orth)
 
 # %% ../nbs/15a_large.ipynb #79b2f0be

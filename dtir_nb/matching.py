@@ -10,7 +10,7 @@ __all__ = ['by_score', 'by_diffusing', 'by_reversing', 'mse', 'mse_of_gradients'
 import copy
 from typing import NamedTuple
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from .core import Batch, check_images, check_steps
 from .schedule import Schedule, _same, add_noise, reverse
 from .training import FitConfig, fit
@@ -105,13 +105,14 @@ class Match(NamedTuple):
         return self.curve.mean(0).min().item() < min(self.at_input, self.at_mean)
 
 # %% ../nbs/10_matching.ipynb #83608c2c
-def _pairs(pairs):
-    "Whatever holds pairs, as a list of (x, y), each (B,3,H,W)."
+def _pairs(pairs, net=None):
+    "Whatever holds pairs, as a list of (x, y), each (B,3,H,W), on the device of a network."
     if isinstance(pairs, Batch): pairs = [pairs]
     elif isinstance(pairs, tuple) and len(pairs)==2 and isinstance(pairs[0], Tensor) and pairs[0].ndim==4: pairs = [pairs]
     out = [(p.x, p.y) if isinstance(p, Batch) else tuple(p) for p in pairs]
     if not out: raise ValueError('pairs is empty: matching needs at least one clean picture with its degraded version')
-    return [(x[None], y[None]) if x.ndim==3 else (x, y) for x,y in out]
+    dev = next((p.device for p in net.parameters()), None) if isinstance(net, nn.Module) else None
+    return [tuple((v[None] if v.ndim==3 else v).to(dev or v.device) for v in p) for p in out]
 
 def match(
     net,            # net(img, t), usually `Clocked` and pre-trained
@@ -121,9 +122,9 @@ def match(
     **kw,           # further arguments of `match_curve`: method, gen, t_max, chunk
 )->Match:
     "The matching time step of the degradation that turned the x of `pairs` into their y (Sec. 3.1)."
-    pairs, was = _pairs(pairs), getattr(net, 'training', None)
+    pairs, was = _pairs(pairs, net), getattr(net, 'training', None)
     if was: net.eval()
-    try: curve = torch.cat([match_curve(net, x, y, sched, distance=distance, **kw) for x,y in pairs])
+    try: curve = torch.cat([match_curve(net, x, y, sched, distance=distance, **kw) for x,y in pairs]).cpu()
     finally:
         if was: net.train()
     inp = torch.cat([distance(y, x) for x,y in pairs]).mean().item()
@@ -175,6 +176,6 @@ def referee(
 )->dict:            # t -> (N,) distances after fine-tuning at t
     "What a short plain fine-tune (L1) at each time step reaches on `pairs` (Fig. 3b, d)."
     for t in steps_t: check_steps(t, net.schedule.T, 'steps_t', low=0)
-    ask, pairs = by_finetuning(draw, cfg), _pairs(pairs)
+    ask, pairs = by_finetuning(draw, cfg), _pairs(pairs, net)
     at_step = lambda y, t: ask(net, y, torch.full((len(y),), t, device=y.device), net.schedule)
-    with torch.no_grad(): return {t: torch.cat([distance(at_step(y, t), x) for x,y in pairs]) for t in steps_t}
+    with torch.no_grad(): return {t: torch.cat([distance(at_step(y, t), x) for x,y in pairs]).cpu() for t in steps_t}

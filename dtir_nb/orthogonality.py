@@ -194,6 +194,10 @@ def project(
     both = [(a, torch.zeros_like(a) if b is None else b) for a,b in zip(g_gen, g_rec) if a is not None]
     if not both or reduce is None and all(b is None for a,b in zip(g_gen, g_rec) if a is not None): raise ValueError('g_gen and g_rec share no parameter: there is nothing to project')
     if reduce is not None: a,b = (reduce(torch.cat([g.reshape(-1) for g in gs])) for gs in zip(*both)); both = [(a,b)]
-    dot, sq = (torch.stack([(u*v).sum() for u,v in pair]).sum() for pair in (both, [(b,b) for _,b in both]))
+    a, b = map(list, zip(*both))
+    dot, sq = (torch.cat([v.reshape(-1) for v in torch._foreach_mul(u, b)]).sum() for u in (a, b))
     c = dot.clamp(max=0)/sq.clamp(min=torch.finfo(sq.dtype).tiny)
-    return [a if a is None or b is None else a-c*b for a,b in zip(g_gen, g_rec)]
+    on = [k for k,(a,b) in enumerate(zip(g_gen, g_rec)) if a is not None and b is not None]; out = list(g_gen)
+    if on:
+        for k,v in zip(on, torch._foreach_sub([g_gen[k] for k in on], torch._foreach_mul([g_rec[k] for k in on], c))): out[k] = v
+    return out
