@@ -108,10 +108,10 @@ def train(
     shards:int=0,          # parts of a batch; default: one per worker
 ):
     "Train a recipe, on one or several workers of this machine."
-    from dtir_nb.launch import main, torchrun
+    from dtir_nb.launch import main, run_main
     args = [recipe, '--out', out, '--scale', scale, '--seed', str(seed), '--shards', str(shards or workers)]
-    if workers == 1: main(args)
-    else: print(torchrun(*args, n=workers).stdout)
+    if workers == 1: return main(args)
+    if code := run_main([*args, '--workers', str(workers)]): raise SystemExit(code)
 
 # %% ../nbs/19a_command.ipynb #db42e6a1
 def evaluate(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RULES', 'Photo', 'embedded_photos', 'files', 'Cache', 'Pictures', 'cut', 'BadFiles', 'Clean', 'Pairs', 'Synthetic',
-           'Matched', 'pair_files', 'pairs_from_folder', 'Mixture', 'draw', 'Soon', 'Stream', 'stream', 'ahead']
+           'Matched', 'pair_files', 'pairs_from_folder', 'Mixture', 'locate', 'draw', 'Soon', 'Stream', 'stream',
+           'ahead']
 
 # %% ../nbs/02_data.ipynb #07ef343b
 import copy, importlib.util, math, os, threading, warnings
@@ -392,6 +393,18 @@ class Mixture:
         raise IndexError('i is beyond the end')
 
 # %% ../nbs/02_data.ipynb #0e7272d8
+def locate(
+    source,  # a `Mixture`, or anything with len() and .sample(seed, epoch, i)
+    seed:int,# seed of the run
+    n:int,   # number of the item
+)->tuple:    # (the plain source, the round through it from 0, the index of the picture in it)
+    "Where item `n` of the endless stream over `source` comes from."
+    if isinstance(source, Mixture): task, m = source.pick(n); return locate(source.sources[task], seed, m)
+    epoch, place = divmod(n, len(source))
+    return source, epoch, _order(seed, getattr(source, 'task', None) or 'clean', epoch, len(source))[place]
+
+def _name(source, i): return next((str(p.names[i]) for p in (getattr(source, a, None) for a in ('lq', 'x')) if hasattr(p, 'names')), f'picture {i}')
+
 def draw(
     source,  # a `Mixture`, or anything with len() and .sample(seed, epoch, i)
     seed:int,# seed of the run
@@ -402,8 +415,8 @@ def draw(
         task, m = source.pick(n)
         b = draw(source.sources[task], seed, m)
         return b if b.y is None else b._replace(task=(task,))
-    epoch, place = divmod(n, len(source))
-    return source.sample(seed, epoch, _order(seed, getattr(source, 'task', None) or 'clean', epoch, len(source))[place])
+    s, epoch, i = locate(source, seed, n)
+    return s.sample(seed, epoch, i)
 
 # %% ../nbs/02_data.ipynb #767d06f5
 def _stack(items):
@@ -458,9 +471,14 @@ class Stream:
         if not 0 <= shard < shards: raise ValueError(f'shard is {shard} of {shards}: it counts 0..{shards-1}')
         if self.batch % shards: raise ValueError(f'shards is {shards}, batch is {self.batch}: unequal parts would weigh images unequally; make batch a multiple of shards')
         items = [draw(self.source, self.seed, step*self.batch+j) for j in range(shard, self.batch, shards)]
-        lo, hi = (self.clump*math.floor(k*self.mix*self.batch/self.clump) for k in (step, step+1))
-        clean = [draw(self.clean, self.seed, n) for n in range(lo+shard, hi, shards)]
+        lo, hi = self._clean(step); clean = [draw(self.clean, self.seed, n) for n in range(lo+shard, hi, shards)]
         return _stack(items)._replace(clean=_stack(clean).x if clean else None)
+    def _clean(self, step): return (self.clump*math.floor(k*self.mix*self.batch/self.clump) for k in (step, step+1))
+    def names(self, step, shard=0, shards=1)->list:
+        "Name and round of each picture of that part, the clean ones last: 'rain-012.png, round 3'."
+        lo, hi = self._clean(step)
+        at = [(self.source, step*self.batch+j) for j in range(shard, self.batch, shards)] + [(self.clean, n) for n in range(lo+shard, hi, shards)]
+        return [f'{_name(s, i)}, round {epoch}' for s,epoch,i in (locate(src, self.seed, n) for src,n in at)]
 
 # %% ../nbs/02_data.ipynb #94c3c49c
 def stream(

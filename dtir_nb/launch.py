@@ -9,7 +9,7 @@ __all__ = ['held_out', 'find_steps', 'put', 'tune', 'train_ours', 'plain_step', 
            'run_demo', 'report', 'figures', 'page']
 
 # %% ../nbs/19_launch.ipynb #d115cc09
-import argparse, base64, contextlib, ctypes, html, io, json, os, signal, subprocess, sys, tempfile, time
+import argparse, base64, contextlib, ctypes, html, io, json, os, secrets, signal, subprocess, sys, tempfile, time
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
@@ -37,9 +37,14 @@ def held_out(r:Recipe, strength)->dict:
     mid = lambda x: x[None, :, max(x.shape[1]-r.size,0)//2:][:, :, :r.size, max(x.shape[2]-r.size,0)//2:][..., :r.size]
     return {k: [(mid(x), degrade(mid(x), k, rng(r.seed,'held',k,strength,i), getattr(STRENGTHS[k], strength))[0]) for i,x in enumerate(photos('held_out'))] for k in r.tasks}
 
-def find_steps(net, r:Recipe)->dict:
-    "Task -> `Match`, on crops of the training pictures."
-    return {k: match(net, stream(s, batch=r.matching, seed=r.seed+1)(0)) for k,s in sources(r, patch=64).items()}
+def find_steps(net, r:Recipe, out=None)->dict:
+    "Task -> `Match`, on crops of the training pictures; a signal is heard between two tasks."
+    found = {}
+    with stop_signals() as asked:
+        for k,s in sources(r, patch=64).items():
+            found[k] = match(net, stream(s, batch=r.matching, seed=r.seed+1)(0))
+            if asked and out: raise Preempted(r.pre, out)
+    return found
 
 def put(net, state):
     "Fill what two networks share, by name."
@@ -76,7 +81,7 @@ def train_ours(
     net = pretrain(net, clean_pictures(r), fit_config(r, r.pre, r.lr_pre), run=out/'pretrain', reduce=team, patch=r.patch, batch=r.batch)
     with seeded(r.seed): net = put(build_net(r.spec | dict(experts=None)), whole_state(net)).to(device)
     say('2 matching time steps')
-    matches = find_steps(net, r)
+    matches = find_steps(net, r, out)
     say('  ' + ', '.join(f'{k} t*={m.t}' + ('' if m.matched else ' (unmatched)') for k,m in matches.items()))
     say(f'3, 4 fine-tuning {len(r.tasks)} task{"s"*(len(r.tasks)>1)} ({r.order}), {r.tune} steps, {r.experts} experts')
     with seeded(r.seed, 'experts'): full = put(build_net(r.spec), net.state_dict()).to(device)
@@ -130,7 +135,7 @@ def said(
 ):
     "Leave word for the parent, since torchrun passes no exit codes on."
     if out and Path(out).is_dir():
-        with contextlib.suppress(OSError): write(Path(out)/'status.json', json.dumps(dict(code=code, message=message, rank=int(os.environ.get('RANK', 0)), **more)))
+        with contextlib.suppress(OSError): write(Path(out)/'status.json', json.dumps(dict(code=code, message=message, rank=int(os.environ.get('RANK', 0)), parent=os.environ.get('DTIR_PARENT')) | more))
 
 def one_line(e)->str: return ' '.join(str(e).split()) or type(e).__name__
 
@@ -164,7 +169,7 @@ def worker(argv=None)->int:
     except Exception as e:
         code = exit_code(e)
         if code == 1: raise
-        if not (code == 2 and out and not Path(out).exists()): said(out, code, one_line(e), **({'step': e.step} if isinstance(e, Preempted) else {}))
+        if os.environ.get('DTIR_PARENT') or code not in (2, 73): said(out, code, one_line(e), **({'step': e.step} if isinstance(e, Preempted) else {}))
         if os.environ.get('RANK', '0') == '0' or code != 85: print(f'dtir: {one_line(e)}', file=sys.stderr, flush=True)
         return 0 if 'RANK' in os.environ and (code == 85 or os.environ.get('DTIR_PARENT')) else code
 
@@ -211,26 +216,30 @@ def _die_with_me():
     os.setsid()
     if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)   # 1 = PR_SET_PDEATHSIG
 
-def read_status(out)->dict:
+def read_status(
+    out,       # directory of the run
+    who=None,  # only the word of the workers of this parent; others may have been refused here
+)->dict:
     "What the workers left word of; {} if nothing."
-    try: return json.loads((Path(out)/'status.json').read_text())
+    try: s = json.loads((Path(out)/'status.json').read_text())
     except (OSError, ValueError): return {}
+    return s if isinstance(s, dict) and who in (None, s.get('parent')) else {}
 
-def attend(child, out, asked, grace=10.):
+def attend(child, out, asked, who=None, grace=10.):
     "Wait for torchrun: pass a signal on, and end what goes on although one worker has given up for a known reason. Its exit code."
     told = given_up = None
     while (rc := child.poll()) is None:
         time.sleep(.1)
         if asked and not told: child.send_signal(signal.SIGTERM); told = time.time()
         if len(asked) > 1: os.killpg(child.pid, signal.SIGKILL)
-        if read_status(out).get('code', 0) not in (0, 85): given_up = given_up or time.time()
+        if read_status(out, who).get('code', 0) not in (0, 85): given_up = given_up or time.time()
         if given_up and time.time()-given_up > grace: os.killpg(child.pid, signal.SIGKILL)
     return rc
 
 # %% ../nbs/19_launch.ipynb #dcab3051
-def verdict(rc, out, asked)->tuple:
+def verdict(rc, out, asked, who=None)->tuple:
     "(exit code, line to say) from torchrun's code and the workers' word."
-    s = read_status(out)
+    s = read_status(out, who)
     if s.get('code'): return s['code'], s['message']
     if rc == 0: return 0, ''
     if asked: return 85, 'stopped before anything new was to be saved; start again to go on'
@@ -256,12 +265,13 @@ def supervise(argv)->int:
     if a.dry_run: print(plan_text(r, a.hardware)); return 0
     if not a.out: raise ValueError('--out is missing: name a directory for the run')
     if a.nodes != '1' and not a.master: raise ValueError(f'--nodes {a.nodes} wants --master HOST:PORT: by default nothing listens beyond this machine')
-    team_of(replace(r, shards=max(r.shards, a.workers)), a.workers); env = surroundings(DTIR_PARENT='1')      # refuse what cannot work
+    team_of(replace(r, shards=max(r.shards, a.workers)), a.workers)                                                              # refuse what cannot work
+    me = f'{a.job}@{a.master}' if a.master else secrets.token_hex(8); env = surroundings(DTIR_PARENT=me)      # the parents of several machines answer to one name
     lock = contextlib.nullcontext(Path(a.out).mkdir(parents=True, exist_ok=True)) if a.master else run_lock(a.out, '.launcher')
     with lock, tempfile.TemporaryDirectory() as d, stop_signals() as asked, open(Path(a.out)/'workers.log', 'a') as log:
-        said(a.out, 0); check_config(r, a.out)
+        said(a.out, 0, parent=me); check_config(r, a.out)
         child = subprocess.Popen(agent(handed_on(a), a.workers, a.restarts, a.nodes, a.master, Path(d)/'meet', a.job), env=env, stderr=log, preexec_fn=_die_with_me)
-        try: code, line = verdict(attend(child, a.out, asked), a.out, asked)
+        try: code, line = verdict(attend(child, a.out, asked, me), a.out, asked, me)
         finally:
             with contextlib.suppress(ProcessLookupError): os.killpg(child.pid, signal.SIGKILL)
     if code: print(f'dtir: {line}', file=sys.stderr)

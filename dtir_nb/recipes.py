@@ -14,6 +14,7 @@ from pathlib import Path
 from .core import ImageError, rng
 from .degradations import STRENGTHS, TASKS, degrade
 from .data import Clean, Pairs, Synthetic, embedded_photos
+from .checkpoints import replace_file
 from .doctor import manifest_pairs, survey
 from .parallel import ddp, exact
 from .sharded import fsdp
@@ -42,6 +43,7 @@ class Recipe:
     team:str='exact'; shards:int=1     # 'exact', 'ddp' or 'fsdp'; parts of a batch, at least one per worker
     amp:str=''; full_disk:str='stop'   # '' or 'bf16'; see `FitConfig`
     background:bool=False              # write checkpoints while training goes on; needs their size once more in memory
+    channels_last:bool=False           # the memory layout that a GPU's convolutions prefer
     seed:int=0
 
     def __post_init__(self):
@@ -60,7 +62,7 @@ def spec(r)->dict:
 
 def fit_config(r, steps, lr):
     "How one stage of a recipe is trained."
-    return FitConfig(steps=steps, lr=lr, lr_min=min(1e-6, lr), warmup=min(50, steps//10), ema=r.ema, seed=r.seed, save_every=r.save_every or max(100, steps//4), amp=r.amp or False, full_disk=r.full_disk, background=r.background)
+    return FitConfig(steps=steps, lr=lr, lr_min=min(1e-6, lr), warmup=min(50, steps//10), ema=r.ema, seed=r.seed, save_every=r.save_every or max(100, steps//4), amp=r.amp or False, full_disk=r.full_disk, background=r.background, channels_last=r.channels_last)
 
 Recipe.spec = property(spec)
 
@@ -167,10 +169,8 @@ def recipe(
 
 # %% ../nbs/18b_recipes.ipynb #e367fee7
 def write(path, text):
-    "Write a file whole or not at all."
-    path = Path(path); tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try: tmp.write_text(text); os.replace(tmp, path)
-    except BaseException: tmp.unlink(missing_ok=True); raise
+    "Write a file whole or not at all, also if the power is cut."
+    replace_file(path, text.encode())
 
 def read_recipe(
     out,        # directory of a run

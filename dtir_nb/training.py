@@ -10,7 +10,7 @@ __all__ = ['FitConfig', 'check_fit', 'lr_at', 'ema_decay', 'moving', 'ema_update
            'Recompute']
 
 # %% ../nbs/08_training.ipynb #73fa4fcd
-import contextlib, copy, json, math, os, time, warnings
+import contextlib, copy, errno, json, math, os, time, warnings
 from dataclasses import dataclass, asdict
 from pathlib import Path
 import torch, torch.utils.checkpoint
@@ -19,7 +19,7 @@ from torch import nn, Tensor
 from tqdm.auto import tqdm
 from .core import rng, Batch, ImageError, save_image
 from .data import BadFiles, ahead
-from .checkpoints import CheckpointError, Locked, Writer, run_lock, load_checkpoint, save_checkpoint, check_tensors, copy_tensors
+from .checkpoints import _FULL, CheckpointError, Locked, Writer, run_lock, load_checkpoint, save_checkpoint, check_tensors, copy_tensors
 from .parallel import Team, Drift, each_shard, join, split, check_same, stop_signals, roll_call
 from .sharded import cut_like, dots, gathered, is_sliced, local, slice_net, sliced_like
 
@@ -176,7 +176,8 @@ def sliced_gradient(net, ps, stream, step, k, team, cfg, stop, scale=1.):
     gs, log = shard_gradient(net, ps, stream, step, k, team.rank, team, cfg, lambda x: team.mean([x]), scale)
     v = torch.tensor([float(bool(stop)), *log.values()], dtype=torch.float64, device=ps[0].device)
     stopped, *values = team.mean([v]).tolist()
-    return gs, dict(zip(log, values)), bool(stopped), lambda: [] if math.isfinite(log.get('loss', 0.)) else [team.rank]
+    bad = lambda: [] if math.isfinite(log.get('loss', 0.)) and all(g is None or torch.isfinite(g).all() for g in gs) else [team.rank]
+    return gs, dict(zip(log, values)), bool(stopped), bad
 
 # %% ../nbs/08_training.ipynb #cea9e46e
 class NonFinite(FloatingPointError):
@@ -194,15 +195,20 @@ def exit_code(
     e,          # what `fit` raised, None if nothing
 )->int:         # 0 done, 2 wrong argument, 65 data, 70 NaN, 73 in use, 74 disk, 85 stopped, 1 anything else
     "The exit code that stands for an error, so that a shell script can tell them apart."
-    if isinstance(e, CheckpointError): return {'E_DISK': 74}.get(e.code, 65)
+    if isinstance(e, CheckpointError): return {'E_DISK': 74, 'E_WRITE': 74, 'E_NONFINITE': 70}.get(e.code, 65)
     kinds = ((type(None), 0), (Preempted, 85), (Locked, 73), (NonFinite, 70), (Drift, 70), (BadFiles, 65), (ImageError, 65), (ValueError, 2), (FileNotFoundError, 2), (OSError, 74))
     return next((c for t,c in kinds if isinstance(e, t)), 1)
 
 # %% ../nbs/08_training.ipynb #4b6be78d
 def append_line(path, obj):
-    "Add one line of JSON to a file; a crash can shorten it, not garble it."
+    "Add one line of JSON to a file, whole or not at all; a crash can shorten it, not garble it."
     obj = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k,v in obj.items()}   # JSON knows no NaN
-    with open(path, 'a') as f: f.write(json.dumps(obj)+'\n')
+    line = (json.dumps(obj)+'\n').encode()
+    try:
+        with open(path, 'ab', buffering=0) as f:
+            size = os.fstat(f.fileno()).st_size
+            if f.write(line) < len(line): os.ftruncate(f.fileno(), size); raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as e: raise CheckpointError(path, 'E_DISK' if e.errno in _FULL else 'E_WRITE', f'{e.strerror}; {len(line)} bytes needed for a line of the log') from None
 
 def read_log(
     run,               # directory of a run
@@ -306,7 +312,7 @@ def fit(
     team = reduce or Team(); net, avg, ps = prepare(net, team, cfg, groups); mine = [local(p) for p in ps]
     gradient, fast = sliced_gradient if team.split else team_gradient, torch.compile(net) if cfg.compile else net
     opt, moves = adam(mine, cfg, groups), (moving(avg), moving(net))
-    with RunDir(run, team, cfg, everything(net, avg, opt, mine)) as r:
+    with RunDir(run, team, cfg, everything(net, avg, opt, mine), stream) as r:
         for k in r.steps():
             set_lr(opt, lr_at(k, cfg))
             gs, log, stopped, bad = gradient(fast, ps, stream, step, k, team, cfg, r.asked, r.scale.value)
@@ -321,8 +327,8 @@ def fit(
 # %% ../nbs/08_training.ipynb #85f8a17c
 class RunDir:
     "The directory of a run: its lock, log and checkpoints. With `run=None` it only counts steps."
-    def __init__(self, run, team, cfg, parts):
-        self.run, self.team, self.cfg, self.parts = run and Path(run), team, cfg, parts
+    def __init__(self, run, team, cfg, parts, stream=None):
+        self.run, self.team, self.cfg, self.parts, self.stream = run and Path(run), team, cfg, parts, stream
         self.who, self.skipped, self.asked, self.first, self.scale = identity(cfg, team), 0, [], team.rank == 0, LossScale(cfg.amp)
         self.writer = Writer() if run and cfg.background and self.first else None
 
@@ -388,7 +394,9 @@ def watch(self:RunDir, after, k, net, avg, log):
 @patch
 def skip(self:RunDir, k, log, bad):
     "A step whose gradient is not finite: note the batch, and stop if it was one too many."
-    if self.run and bad: append_line(self.run/'bad_batches.jsonl', dict(step=k, shards=bad, worker=self.team.rank, loss=str(log.get('loss')), norm=str(log['norm'])))
+    names = getattr(self.stream, 'names', None)
+    if self.run and bad:
+        with self.disk(last=False): append_line(self.run/'bad_batches.jsonl', dict(step=k, shards=bad, worker=self.team.rank, loss=str(log.get('loss')), norm=str(log['norm']), pictures=[n for s in bad for n in names(k, s, self.team.shards)] if names else []))
     self.skipped += 1
     if self.skipped > self.cfg.skip: raise NonFinite(k, log, self.skipped-1)
 
@@ -400,7 +408,8 @@ def done(self:RunDir, steps, log, stopped):
     if self.scale.on: log['scale'] = self.scale.value
     if self.first and (steps-1) % self.cfg.log_every == 0:
         self.bar.set_postfix(loss=log.get('loss'), refresh=False)
-        if self.run: append_line(self.run/'log.jsonl', log)
+        if self.run:
+            with self.disk(last=False): append_line(self.run/'log.jsonl', log)
     last = stopped or steps == self.cfg.steps
     with self.disk(last=False): self.writer and self.writer.poll()
     if self.run and (last or steps % self.cfg.save_every == 0):

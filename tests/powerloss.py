@@ -81,3 +81,28 @@ def cuts(tmp, break_it=None, kinds=('least','names','torn','random')):
             for k in range(1, 5): ck.save_checkpoint(tmp/'disk'/'run', k, states[k], {'k': k}); saved[0] = k
     finally: ck.os = real
     return rec.n, lost
+
+def of(k): n = torch.nn.Linear(40, 4); torch.nn.init.constant_(n.weight, float(k)); torch.nn.init.zeros_(n.bias); return n
+
+def weight(p):
+    try: return ck.read_net(p)[0]['weight'][0,0].item()
+    except ck.CheckpointError as e: return str(e)
+
+def cuts_of_a_file(tmp, put, see=Path.read_bytes, kinds=('least','names','torn','random')):
+    "put(path, k), k = 1..3; after every operation cut the power in each way: the file must be that of the last finished put, or of the one under way. (operations, what was torn)"
+    tmp.mkdir(exist_ok=True); whole = {0: None}
+    for k in range(1, 4): put(tmp/'want', k); whole[k] = see(tmp/'want')
+    done, torn, rnd, real = [0], [], random.Random(0), ck.os
+    def after(n):
+        ck.os = real
+        for kind in kinds:
+            to = tmp/'after'; shutil.rmtree(to, ignore_errors=True); rec.crash(kind, rnd, to)
+            got = see(to/'file') if (to/'file').exists() else None
+            if got not in (whole[done[0]], whole.get(done[0]+1, b'')): torn.append((n, kind, done[0], got))
+        ck.os = rec
+    rec = Recorder(tmp/'disk', after); (tmp/'disk').mkdir(); ck.os = rec
+    try:
+        for k in range(1, 4): put(tmp/'disk'/'file', k); done[0] = k
+        after(rec.n)
+    finally: ck.os = real
+    return rec.n, torn

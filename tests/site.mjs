@@ -32,6 +32,7 @@ const look = () => ({
   title: document.querySelector('h1')?.textContent ?? '',
   ids: [...document.querySelectorAll('[id]')].map(e => e.id),
   links: [...document.querySelectorAll('a[href]')].map(a => a.href),
+  unset: (() => { const m = (document.querySelector('main') ?? document.body).cloneNode(true); m.querySelectorAll('pre, code, script, .math, .katex').forEach(e => e.remove()); return m.textContent.match(/\$\$?[^$\n]{1,80}\\[a-z]+[^$\n]*\$|\\\(|\\\[/g) ?? []; })(),
 });
 
 // Formulas and their numbers do not cover one another.
@@ -57,6 +58,7 @@ async function visit(name) {
   s.broken.forEach(b => note(name, 'broken picture', b));
   if (s.nameless) note(name, 'pictures without description', s.nameless);
   s.raw.forEach(r => note(name, 'formula not set', r));
+  s.unset.forEach(r => note(name, 'TeX in the text', r));
   if (!s.title || s.title.startsWith('#')) note(name, 'title', s.title);
   await page.evaluate(axe);
   const under = await page.evaluate(covered);
@@ -73,16 +75,19 @@ async function visit(name) {
   return s;
 }
 
-const seen = {};
+const seen = {}, files = new Set();
 for (const name of pages) seen[name] = await visit(name);
 
 // Every internal link leads to a page and an anchor that exist.
 for (const [name, s] of Object.entries(seen)) for (const link of new Set(s.links)) {
   if (!link.startsWith(base)) continue;
   const [target, hash] = decodeURIComponent(link.slice(base.length + 1)).split('#'), page = target.split('?')[0] || 'index.html';
-  if (!(page in seen)) { if (/\.html$|^$/.test(page)) note(name, 'broken link', link); continue; }
+  if (!(page in seen)) { if (/\.html$|^$/.test(page)) note(name, 'broken link', link); else files.add(link.split('#')[0]); continue; }
   if (hash && !seen[page].ids.includes(hash)) note(name, 'broken anchor', link);
 }
+
+// And every other file of the site that a page links to is there.
+for (const f of files) { const r = await fetch(f, { method: 'HEAD' }).catch(e => ({ status: e.message })); if (r.status !== 200) note('site', 'broken link', `${r.status} ${f}`); }
 
 // Search answers without a server.
 async function search(word) {

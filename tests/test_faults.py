@@ -59,6 +59,14 @@ def test_p2_fifty_kills_at_random_moments():
 def test_p3_power_cut_after_every_operation(tmp_path):
     n, lost = powerloss.cuts(tmp_path); assert n > 60 and not lost, lost[:3]
 
+@pytest.mark.parametrize('put, see', ((lambda p, k: ck.replace_file(p, b'%d' % k*500), Path.read_bytes), (lambda p, k: ck.save_net(powerloss.of(k), p), powerloss.weight)))
+def test_p3_a_power_cut_leaves_the_old_file_or_the_new_one(tmp_path, put, see):
+    "The page of a recipe, the restorer: whatever is not a checkpoint goes by `replace_file`."
+    n, torn = powerloss.cuts_of_a_file(tmp_path, put, see); assert n >= 15 and not torn, torn[:3]
+    ours, ck.sync_dir = ck.sync_dir, lambda p: None
+    try: assert powerloss.cuts_of_a_file(tmp_path/'unsynced', put, see)[1]                       # without the last sync a finished write can be lost
+    finally: ck.sync_dir = ours
+
 def test_p3_would_notice_a_missing_sync(tmp_path):
     "The same without fsync: the check has to fail, or it checks nothing."
     def no_sync(rec): rec.fsync = lambda fd: None
@@ -188,7 +196,7 @@ def orth_step(net, b, gen, reduce):
 
 def after_steps(step, dtype, team=None, n=50): return dict(tr.fit(Conv(dtype), images(dtype), step, config(steps=n, ema=0., lr=1e-3, clip=0.), reduce=team and team()).named_parameters())
 
-@pytest.mark.parametrize('step,dtype,tol', [(mse_step, torch.float32, 2e-5), (mse_step, torch.float64, 1e-13), (orth_step, torch.float64, 1e-12)])
+@pytest.mark.parametrize('step,dtype,tol', [(mse_step, torch.float32, 1e-6), (mse_step, torch.float64, 1e-13), (orth_step, torch.float64, 1e-12)])
 def test_p7_p8_two_workers_equal_one_with_the_whole_batch(step, dtype, tol):
     one = after_steps(step, dtype)
     for team in (ddp, lambda: exact(2)):
@@ -239,12 +247,19 @@ def test_tensorboard_is_asked_for_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
     with pytest.raises(ImportError, match='pip install tensorboard, or read log.jsonl'): tr.tensorboard(tmp_path)
 
+def test_tensorboard_gets_the_numbers(tmp_path):
+    acc = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    train(tmp_path/'run', after=[tr.tensorboard(tmp_path/'tb')])
+    e = acc.EventAccumulator(str(tmp_path/'tb')); e.Reload()
+    assert [(s.step, round(s.value, 5)) for s in e.Scalars('loss')] == [(l['step'], round(l['loss'], 5)) for l in tr.read_log(tmp_path/'run')]
+
 # P9: drift -----------------------------------------------------------------------------------------------------------------------------
 def test_p9_a_replica_that_drifts_is_named_and_not_saved(tmp_path):
     def nudge(k, net, avg, log):
         if k == 4 and int(tr.Team().rank) == 1: net[0].weight.data[0,0] = torch.nextafter(net[0].weight.data[0,0], torch.tensor(9.))
     with pytest.raises(RuntimeError, match=r'workers \[1\] of 4'): fork_workers(lambda: train(tmp_path/'run', after=[nudge]) and {}, 4)
     assert final(tmp_path/'run')[0] == EVERY
+    with pytest.raises(RuntimeError, match=r'workers \[0, 1\] of 2'): fork_workers(lambda: train(tmp_path/'two', after=[nudge]) and {}, 2)   # of two, nobody knows who is right
 
 # P10: signals --------------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('s', (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1))
@@ -293,7 +308,7 @@ def test_p11_a_full_disk_need_not_stop_the_run(tmp_path, want):
     "From step 4 to 10 nothing fits: with `go_on` the run ends as if nothing had been, with the checkpoints it could write."
     free = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     def trial():
-        train(tmp_path/'run', full_disk='go_on', log_every=99, after=[lambda k, *_: chaos.small_disk(900 if 4 <= k < 10 else free)])
+        train(tmp_path/'run', full_disk='go_on', after=[lambda k, *_: chaos.small_disk(900 if 4 <= k < 10 else free)])
     assert wait(start(trial)) == 0 and final(tmp_path/'run') == want and [c.name for c in ck.checkpoints(tmp_path/'run')] == ['step-000000012', 'step-000000003']
 
 def fails_at(step, run, **kw):
@@ -390,6 +405,18 @@ def test_p15_a_nan_on_one_worker_stops_all_of_them_and_is_named(tmp_path):
     with pytest.raises(RuntimeError, match='step 7') as e: fork_workers(lambda: train(tmp_path/'run', stream=nan, step=alone) and {}, 2)
     assert str(e.value).count('NonFinite') >= 2 and final(tmp_path/'run')[0] == 6
     assert [(l['step'], l['shards'], l['worker']) for l in tr.read_log(tmp_path/'run', 'bad_batches.jsonl')] == [(7, [3], 1)]
+
+def test_p15_the_pictures_of_the_batch_are_named(tmp_path):
+    "Names and rounds of the pictures in the log of bad batches, so that somebody can look at them."
+    from PIL import Image
+    from dtir_nb.data import Clean, stream
+    for i in range(6): Image.effect_noise((64, 64), 50).convert('RGB').save(tmp_path/f'photo-{i}.png')
+    s = stream(Clean(sorted(tmp_path.glob('*.png')), patch=32), batch=4, seed=0, ahead=0)
+    def step(net, b, gen, reduce): step.k += 1; return {'loss': (net(b.x)-b.x).square().mean()*(float('nan') if step.k == 3 else 1.)}
+    step.k = 0
+    with pytest.raises(tr.NonFinite, match='step 2'): tr.fit(nn.Conv2d(3, 3, 1), s, step, tr.FitConfig(5, progress=False), run=tmp_path/'run')
+    said = tr.read_log(tmp_path/'run', 'bad_batches.jsonl')[0]['pictures']
+    assert said == s.names(2) and len(said) == 4 and all(Path(n.split(',')[0]).name.startswith('photo-') and n.endswith('round 1') for n in said)
 
 # P16: pictures -------------------------------------------------------------------------------------------------------------------------
 def bad_pictures(d):
@@ -497,11 +524,11 @@ def test_p23_there_is_one_for_the_current_format(): assert (HERE/'data'/f'checkp
 def test_no_dangerous_calls_in_the_package():
     "No pickle, eval, exec, shell, unfiltered archive, object collective or static graph; torch.load only with a literal weights_only=True."
     bad = []
-    for f in sorted((HERE.parent/'dtir_nb').glob('*.py')):
+    for f in sorted((HERE.parent/'dtir_nb').rglob('*.py')):
         for n in ast.walk(ast.parse(f.read_text())):
             if isinstance(n, (ast.Import, ast.ImportFrom)) and any(a.name.split('.')[0] in ('pickle','dill','marshal','shelve') for a in n.names): bad.append((f.name, n.lineno, 'import'))
             if not isinstance(n, ast.Call): continue
             name = ast.unparse(n.func); kw = {k.arg: ast.unparse(k.value) for k in n.keywords}
             if (name in ('eval','exec','os.system','yaml.load','pickle.load','pickle.loads') or kw.get('shell') == 'True' or kw.get('static_graph') == 'True' or 'gather_object' in name
-                or (name == 'torch.load' and kw.get('weights_only') != 'True') or (name.endswith('extractall') and 'filter' not in kw)): bad.append((f.name, n.lineno, name))
+                or (name == 'torch.load' and kw.get('weights_only') != 'True') or (name in ('np.load','numpy.load') and kw.get('allow_pickle', 'False') != 'False') or (name.endswith('extractall') and 'filter' not in kw)): bad.append((f.name, n.lineno, name))
     assert not bad, bad

@@ -60,6 +60,28 @@ def test_a_directory_in_use(half):
     was = untouched(half)
     with ck.run_lock(half/'pretrain'): rc, said = line(*TINY, '--out', half)
     assert rc == 73 and len(said) == 1 and f'process {os.getpid()} on' in said[0] and untouched(half) == was
+    assert not (half/'status.json').exists()                                              # who is refused leaves no word in a run that goes on
+
+def test_the_word_of_others_does_not_end_a_run(tmp_path):
+    "A parent heeds its own workers only: somebody else's status in its directory neither kills them nor is its verdict."
+    def parent(who):
+        child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1.5)'], preexec_fn=os.setsid)
+        return launch.verdict(launch.attend(child, tmp_path, [], who, grace=.2), tmp_path, [], who)
+    launch.said(tmp_path, 73, 'in use', parent='another'); assert parent('me') == (0, '')
+    launch.said(tmp_path, 70, 'NaN', parent='me'); assert parent('me') == (70, 'NaN')
+    (tmp_path/'status.json').write_text('[1]'); assert launch.read_status(tmp_path) == {}
+
+def test_train_with_workers_ends_with_the_documented_code(tmp_path):
+    from dtir_nb.command import train
+    with ck.run_lock(tmp_path, '.launcher'), pytest.raises(SystemExit) as e: train('demo', str(tmp_path), scale='tiny', workers=2)
+    assert e.value.code == 73
+
+def test_p10_a_signal_between_two_matchings(one, tmp_path, monkeypatch):
+    out, real, seen = tmp_path/'run', launch.match, []
+    def match(*a, **kw): os.kill(os.getpid(), signal.SIGTERM); return real(*a, **kw)
+    monkeypatch.setattr(launch, 'match', match); rc, said = line(*TINY, '--out', out)
+    assert rc == 85 and 'start again' in said[-1] and not (out/'tune').exists(), said
+    monkeypatch.setattr(launch, 'match', real); assert line(*TINY, '--out', out)[0] == 0 and same(out, one)
 
 def test_a_directory_of_another_recipe(half):
     was = untouched(half); rc, said = line(*TINY, '--set', 'mu=.5', '--out', half)

@@ -49,10 +49,10 @@ def page_of(names):
     return {nb: page[:-len('.ipynb')] + '.html' for nb, page in names.items()}
 
 def symbols(pages):
-    "{exported name: 'page.html#anchor'}; a name that two modules export links nowhere."
-    found = [n for _, ns in modules(cfg.lib_path) for n in ns if n.notebook in pages]
-    once = {n.name for n in found if sum(m.name == n.name for m in found) == 1}
-    return {n.name: f'{pages[n.notebook]}#{n.anchor}' for n in found if n.name in once}
+    "{exported name: ['page.html#anchor', …]}, the notebooks of the method before the experiments, in their order."
+    out = {}
+    for n in (n for _, ns in modules(cfg.lib_path) for n in ns if n.notebook in pages): out.setdefault(n.name, []).append(f'{pages[n.notebook]}#{n.anchor}')
+    return out
 
 def build_site(out, katex):
     "Process, stage, build, polish."

@@ -65,8 +65,8 @@ def modules(lib):
     return sorted([(p, ns) for p,ns in found if ns], key=lambda o: o[1][0].notebook)
 
 def source_urls(lib, git_url, branch):
-    "{name: address of its line}, for the exported names of a package."
-    return {n.name: f'{git_url}/blob/{branch}/{p.relative_to(Path(lib).parent).as_posix()}#L{n.line}' for p, ns in modules(lib) for n in ns}
+    "{(notebook, name): address of its line}, for the exported names of a package; two modules may export one name."
+    return {(n.notebook, n.name): f'{git_url}/blob/{branch}/{p.relative_to(Path(lib).parent).as_posix()}#L{n.line}' for p, ns in modules(lib) for n in ns}
 
 def escape(s): return s.replace('|', '\\|').replace('\n', ' ')
 

@@ -23,7 +23,7 @@ def link_names(text, symbols, here, up):
         if re.match(r'<(?:a|pre|h\d|summary|title)\b', tok): depth += 1
         elif re.match(r'</(?:a|pre|h\d|summary|title)>', tok): depth -= 1
         elif depth == 0 and (m := re.fullmatch(r'<code>([\w.]+)(?:\(\))?</code>', tok)) and m[1] in symbols:
-            page, anchor = symbols[m[1]].split('#')
+            page, anchor = next((s for s in symbols[m[1]] if s.split('#')[0] == here), symbols[m[1]][0]).split('#')   # of two such names the one on this page, else the first
             tok = f'<a class="name" href="{"" if page == here else up + page}#{anchor}">{tok}</a>'
         out.append(tok)
     return ''.join(out)

@@ -81,18 +81,18 @@ def true_signature(cell, src, name):
         if 'text/markdown' in d:
             d['text/markdown'] = join(d['text/markdown']).replace(f'def {name}(\n    *args, **kwargs\n):', f'class {name}(NamedTuple):\n' + '\n'.join(fs))
 
-def source_cell(src, shown, urls):
+def source_cell(src, shown, urls, nb=''):
     "The source of an exported cell as a markdown cell: folded under its signature, open if there is no signature; for `exports` cells, which nbdev shows itself, the anchors alone."
     body = re.sub(r'^#\|.*\n', '', src, flags=re.M).strip()
     names = defined(body)
     label = ', '.join(f'<code>{n}</code>' for n in names)
     text = ''.join(f'<span id="{n.lower()}"></span>' for n in names if n not in shown and not n.startswith('_'))
     if re.match(r'#\|\s*export\b', src):
-        link = next((f'<p class="file"><a href="{urls[n]}">These lines in the module</a></p>\n\n' for n in names if n in urls), '')
+        link = next((f'<p class="file"><a href="{urls[nb, n]}">These lines in the module</a></p>\n\n' for n in names if (nb, n) in urls), '')
         text += f'\n<details class="source"{"" if shown else " open"}><summary>Source of {label}</summary>\n\n```python\n{body}\n```\n\n{link}</details>'
     return dict(cell_type='markdown', metadata={'source': True}, source=text)
 
-def add_sources(cells, raw, urls={}):
+def add_sources(cells, raw, urls={}, nb=''):
     "After the signatures of each exported cell put its source; nbdev leaves it out, and this book is about the source."
     docs = {m[1]: i for i,c in enumerate(cells) if c['cell_type']=='code' and (m := re.search(r'^show_doc\((\w+)\)\s*$', join(c['source']), re.M))}
     where = {c.get('id'): i for i,c in enumerate(cells)}
@@ -104,7 +104,7 @@ def add_sources(cells, raw, urls={}):
         shown = [n for n in defined(src) if n in docs]
         for n in shown: true_signature(cells[docs[n]], src, n)
         at = max([at] + [docs[n] for n in shown])
-        after.setdefault(at, []).append(source_cell(src, shown, urls))
+        after.setdefault(at, []).append(source_cell(src, shown, urls, nb))
     return [o for i,c in enumerate(cells) for o in [c, *after.get(i, [])]]
 
 SELF = ('how_to_read.ipynb', 'between_the_lines.ipynb')   # they report on the other notebooks
@@ -130,7 +130,7 @@ def stage_nb(p, nb, raw, dst, names, doc_url, repo, urls):
     rel = p.relative_to(dst).as_posix()
     figs = number_figures(nb['cells'])
     def md(s): return prose(s, os.path.dirname(rel), names, doc_url, repo, figs)
-    if raw.exists(): nb['cells'] = add_sources(nb['cells'], json.loads(raw.read_text(encoding='utf-8'))['cells'], urls)
+    if raw.exists(): nb['cells'] = add_sources(nb['cells'], json.loads(raw.read_text(encoding='utf-8'))['cells'], urls, rel)
     for c in nb['cells']:
         if c['cell_type'] == 'markdown' and 'source' not in c['metadata']: c['source'] = md(join(c['source']))
         if c['cell_type'] == 'code': c['outputs'] = [o for o in (tidy(o, md) for o in c.get('outputs', [])) if o]
