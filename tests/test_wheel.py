@@ -53,3 +53,18 @@ def test_every_declared_python_can_read_it(version):
     if not py: pytest.skip(f'no Python {version} here')
     files = [str(p) for d in ('dtir_nb', 'tools') for p in (ROOT/d).rglob('*.py')]
     subprocess.run([py, '-W', 'error', '-c', 'import sys\nfor f in sys.argv[1:]: compile(open(f, encoding="utf-8").read(), f, "exec")', *files], check=True)
+
+@pytest.mark.parametrize('version', ['3.10', '3.11', '3.12', '3.13'])
+def test_demo_in_an_empty_environment(installed, version, tmp_path):
+    "A new virtual environment of that Python, the wheel with what it asks for and nothing else, and the command that pip makes."
+    py = interpreter(version)
+    if not py: pytest.skip(f'no Python {version} here')
+    subprocess.run([py, '-m', 'venv', tmp_path/'env'], check=True); b = tmp_path/'env/bin'
+    wheel, = (installed/'w').glob('dtir_nb-*.whl')
+    r = subprocess.run([b/'python', '-m', 'pip', 'install', '-q', '-c', ROOT/'constraints.txt', wheel], capture_output=True, text=True)
+    if r.returncode and 'torch' in r.stderr and 'No matching distribution' in r.stderr: pytest.skip(f'the index has no PyTorch for Python {version}')
+    assert r.returncode == 0, r.stderr[-2000:]
+    have = {l.split()[0].lower() for l in subprocess.run([b/'python', '-m', 'pip', 'list'], capture_output=True, text=True, check=True).stdout.splitlines()[2:]}
+    assert not have & {'nbdev', 'execnb', 'jupyterlab', 'ipywidgets', 'smalldocs'}, have
+    r = subprocess.run([b/'dtir', 'demo', '--scale', 'tiny', '--out', tmp_path/'demo'], cwd=tmp_path, capture_output=True, text=True, env=dict(PATH='/usr/bin:/bin', HOME=str(tmp_path), OMP_NUM_THREADS='2'))
+    assert r.returncode == 0 and (tmp_path/'demo/table.md').exists(), r.stdout[-1000:] + r.stderr[-2000:]
