@@ -120,10 +120,17 @@ def _again(gen):
     return lambda: torch.Generator(gen.device).manual_seed(seed)
 
 # %% ../nbs/15_finetuning.ipynb #ff32af09
+def _together(net, x, parts, noise, cfg):
+    "The generation losses of all groups in one pass, each with the steps and the noise that its own generator draws."
+    draw = lambda v, g: (torch.randint(1, net.schedule.T+1, (len(v),), generator=g, device=v.device), torch.randn(v.shape, generator=g, device=v.device, dtype=v.dtype))
+    ts, es = zip(*(draw(x[s], noise[s.start]()) for s in parts))
+    return gen_loss(net, x, None, gamma=cfg.gamma, t=torch.cat(ts), eps=torch.cat(es))
+
 def _groups(net, batch, t, gen, cfg):
     "The objectives of a batch as functions: of groups of clean pictures, of groups of pairs, and of the pairs that only train."
     parts = _split(0 if batch.clean is None else len(batch.clean), cfg.groups); noise = {s.start: _again(gen) for s in parts}
     gs = [lambda s=s: gen_loss(net, batch.clean[s], noise[s.start](), gamma=cfg.gamma) for s in parts]
+    if parts and not cfg.lam_orth: gs = [lambda: _together(net, batch.clean, parts, noise, cfg)]      # no angles, no need to tell them apart
     cutting = min(len(batch.x), max(cfg.angle, cfg.groups)) if cfg.lam_orth else 0
     rs = [lambda s=s: rec_losses(net, batch.x[s], batch.y[s], t[s], cfg) for s in (_split(cutting, cfg.groups) if cutting else [])]
     r = slice(cutting, len(batch.x)); rest = [lambda: rec_losses(net, batch.x[r], batch.y[r], t[r], cfg)] if cutting < len(batch.x) else []

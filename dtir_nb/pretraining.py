@@ -34,12 +34,13 @@ def gen_loss(
     sched:Schedule=None, # default `net.schedule`
     gamma=ddpm,        # weights: a function (t, sched) -> (B,)
     t:Tensor=None,     # steps (B,) in 1..T; default uniform at random
+    eps:Tensor=None,   # noise like x; default drawn
 )->Tensor:             # (B,), each image's own loss
     "The generation loss of each image, $γ_t\\,\\overline{(\\hatε-ε)^2}=γ_t\\,\\overline{(\\hat x-x)^2}/s_t^2$ (Eq. 11)."
     sched = sched or net.schedule
     if t is None: t = torch.randint(1, sched.T+1, (len(x),), generator=gen, device=x.device)
     check_steps(t, sched.T, low=1)
-    eps = torch.randn(x.shape, generator=gen, device=x.device, dtype=x.dtype)
+    if eps is None: eps = torch.randn(x.shape, generator=gen, device=x.device, dtype=x.dtype)
     xhat, weight = net(add_noise(x, t, eps, sched), t), gamma(t, sched)
     if xhat.shape != x.shape: raise ValueError(f'net returned shape {tuple(xhat.shape)} for images of shape {tuple(x.shape)}: it has to keep the size')
     if weight.shape != t.shape: raise ValueError(f'gamma returned shape {tuple(weight.shape)} for {len(t)} steps: one weight for each, (B,)')

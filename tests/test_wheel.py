@@ -1,5 +1,5 @@
 "The wheel works without the repository, without nbdev and without Jupyter."
-import importlib.util, shutil, subprocess, sys
+import importlib.util, os, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 
@@ -59,12 +59,13 @@ def test_demo_in_an_empty_environment(installed, version, tmp_path):
     "A new virtual environment of that Python, the wheel with what it asks for and nothing else, and the command that pip makes."
     py = interpreter(version)
     if not py: pytest.skip(f'no Python {version} here')
-    subprocess.run([py, '-m', 'venv', tmp_path/'env'], check=True); b = tmp_path/'env/bin'
+    env = {k: v for k,v in os.environ.items() if not k.startswith('PYTHON')}                              # this checkout must not pass for an installation
+    subprocess.run([py, '-m', 'venv', tmp_path/'env'], check=True, env=env); b = tmp_path/'env/bin'
     wheel, = (installed/'w').glob('dtir_nb-*.whl')
-    r = subprocess.run([b/'python', '-m', 'pip', 'install', '-q', '-c', ROOT/'constraints.txt', wheel], capture_output=True, text=True)
+    r = subprocess.run([b/'python', '-m', 'pip', 'install', '-q', '-c', ROOT/'constraints.txt', wheel], capture_output=True, text=True, env=env)
     if r.returncode and 'torch' in r.stderr and 'No matching distribution' in r.stderr: pytest.skip(f'the index has no PyTorch for Python {version}')
     assert r.returncode == 0, r.stderr[-2000:]
-    have = {l.split()[0].lower() for l in subprocess.run([b/'python', '-m', 'pip', 'list'], capture_output=True, text=True, check=True).stdout.splitlines()[2:]}
+    have = {l.split()[0].lower() for l in subprocess.run([b/'python', '-m', 'pip', 'list'], capture_output=True, text=True, check=True, env=env).stdout.splitlines()[2:]}
     assert not have & {'nbdev', 'execnb', 'jupyterlab', 'ipywidgets', 'smalldocs'}, have
     r = subprocess.run([b/'dtir', 'demo', '--scale', 'tiny', '--out', tmp_path/'demo'], cwd=tmp_path, capture_output=True, text=True, env=dict(PATH='/usr/bin:/bin', HOME=str(tmp_path), OMP_NUM_THREADS='2'))
     assert r.returncode == 0 and (tmp_path/'demo/table.md').exists(), r.stdout[-1000:] + r.stderr[-2000:]
