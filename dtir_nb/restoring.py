@@ -222,7 +222,7 @@ def choose_step(
     task=None,    # name of the degradation, if known
     t=None,       # or the time step itself
 )->Estimate:
-    "The time step for one picture: given, looked up, or estimated. (`Restorer.step`)"
+    "The time step for one picture: given, looked up, or estimated. As a method of `Restorer`: step."
     if t is not None: return Estimate(task, check_steps(t, R.T, 't'), 1., {})
     if task is not None:
         if not isinstance(R.t, dict) or task not in R.t: raise ValueError(f'task is {task!r}: this restorer knows {", ".join(R.t) if isinstance(R.t, dict) else "no tasks by name"}')
@@ -241,7 +241,7 @@ def run_restorer(
     t=None,           # or the time step itself
     progress=None,    # wraps the list of tiles
 )->Tensor:            # same shape, in [0,1]
-    "The restored picture; one that the estimator finds clean comes back as it is. (`Restorer.__call__`)"
+    "The restored picture; one that the estimator finds clean comes back as it is. As a method of `Restorer`: calling it."
     check_images(img if img.ndim==4 else img[None], 'img')
     if img.ndim == 4: return torch.stack([R(i, task, t, progress) for i in img])
     e = R.step(img, task, t)
