@@ -129,7 +129,7 @@ async function walk(way, want) {
   }
   const end = { clicks: way.length, at: page.url().slice(base.length + 1), seen: (await page.locator('main').innerText()).includes(want) };
   const hash = end.at.split('#')[1];
-  end.near = hash ? await page.evaluate(h => { const e = document.getElementById(h); return !!e && Math.abs(e.getBoundingClientRect().top) < innerHeight; }, decodeURIComponent(hash)) : true;
+  end.near = hash ? await page.waitForFunction(h => { const e = document.getElementById(h); return !!e && Math.abs(e.getBoundingClientRect().top) < innerHeight; }, decodeURIComponent(hash), { timeout: 5000 }).then(() => true, () => false) : true;   // it scrolls smoothly
   await page.screenshot({ path: `${out}/walk_${way.at(-1).replace(/\W+/g, '_')}.png` });
   await context.close();
   return end;
