@@ -28,6 +28,7 @@ from ..backbones import NAFNet, count_params, nafnet_medium, nafnet_small
 from ..conditioning import Clocked, Timeless, add_sites, seeded
 from ..metrics import psnr, ssim
 from ..checkpoints import load_net, save_net
+from ..parallel import die_with_parent
 from ..training import FitConfig, fit
 from ..pretraining import gen_loss, pretrain
 from ..matching import match
@@ -413,7 +414,7 @@ def work(
     "Do what is missing; what was cut goes on."
     end = time.time()+60*minutes if minutes else float('inf')
     left, started, made, doing = [j for j in js if not j[1].exists()], set(), set(), {}
-    with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=die_with_parent) as pool:
         while True:
             while len(doing) < workers and time.time() < end and (n := next_one(left, started, made)):
                 kind, a = n
