@@ -68,6 +68,7 @@ def sync_dir(path):
     try: os.fsync(fd)
     finally: os.close(fd)
 
+# %% ../nbs/07_checkpoints.ipynb #88217487
 def replace_file(
     path,       # an older one is replaced
     data,       # bytes

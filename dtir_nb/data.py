@@ -452,6 +452,11 @@ class Soon:
             for k in todo: self.todo[k] = self.pool.submit(self.make, *k)
         return batch
 
+# %% ../nbs/02_data.ipynb #5030f346
+def _clean_of(stream, step):
+    "First and one past the last number of the clean pictures that come with a step."
+    return (stream.clump*math.floor(k*stream.mix*stream.batch/stream.clump) for k in (step, step+1))
+
 # %% ../nbs/02_data.ipynb #8b060615
 class Stream:
     "Batches by number. Built by `stream`; calling it twice with the same step gives the same batch twice."
@@ -471,12 +476,11 @@ class Stream:
         if not 0 <= shard < shards: raise ValueError(f'shard is {shard} of {shards}: it counts 0..{shards-1}')
         if self.batch % shards: raise ValueError(f'shards is {shards}, batch is {self.batch}: unequal parts would weigh images unequally; make batch a multiple of shards')
         items = [draw(self.source, self.seed, step*self.batch+j) for j in range(shard, self.batch, shards)]
-        lo, hi = self._clean(step); clean = [draw(self.clean, self.seed, n) for n in range(lo+shard, hi, shards)]
+        lo, hi = _clean_of(self, step); clean = [draw(self.clean, self.seed, n) for n in range(lo+shard, hi, shards)]
         return _stack(items)._replace(clean=_stack(clean).x if clean else None)
-    def _clean(self, step): return (self.clump*math.floor(k*self.mix*self.batch/self.clump) for k in (step, step+1))
     def names(self, step, shard=0, shards=1)->list:
         "Name and round of each picture of that part, the clean ones last: 'rain-012.png, round 3'."
-        lo, hi = self._clean(step)
+        lo, hi = _clean_of(self, step)
         at = [(self.source, step*self.batch+j) for j in range(shard, self.batch, shards)] + [(self.clean, n) for n in range(lo+shard, hi, shards)]
         return [f'{_name(s, i)}, round {epoch}' for s,epoch,i in (locate(src, self.seed, n) for src,n in at)]
 

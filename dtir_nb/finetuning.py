@@ -136,6 +136,7 @@ def _groups(net, batch, t, gen, cfg):
     r = slice(cutting, len(batch.x)); rest = [lambda: rec_losses(net, batch.x[r], batch.y[r], t[r], cfg)] if cutting < len(batch.x) else []
     return gs, rs, rest
 
+# %% ../nbs/15_finetuning.ipynb #fbf7f1f1
 def _alone(net, batch, t, cfg, ps):
     "Loss and gradient of reconstruction, in the form of `_both`."
     loss = rec_losses(net, batch.x, batch.y, t, cfg).mean()

@@ -126,6 +126,7 @@ def every_digit(
         with torch.autocast(kind, enabled=False): yield
     finally: b.cudnn.allow_tf32, b.cuda.matmul.allow_tf32 = was
 
+# %% ../nbs/12_orthogonality.ipynb #d9a1c2f1
 def _displaced(f, ps, g, v, eps):
     "Product of the Hessian of a group's loss with `v`, by a forward difference of length eps·‖θ‖; the weights come back bit for bit."
     theta = [p.detach().clone() for p in ps]

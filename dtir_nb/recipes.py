@@ -42,9 +42,7 @@ class Recipe:
     ema:float=.99; save_every:int=0    # decay of the averaged weights; steps between checkpoints, 0: a quarter of a stage
     team:str='exact'; shards:int=1     # 'exact', 'ddp' or 'fsdp'; parts of a batch, at least one per worker
     amp:str=''; full_disk:str='stop'   # '' or 'bf16'; see `FitConfig`
-    background:bool=False              # write checkpoints while training goes on; needs their size once more in memory
-    channels_last:bool=False           # the memory layout that a GPU's convolutions prefer
-    seed:int=0
+    background:bool=False; channels_last:bool=False; seed:int=0 # write checkpoints while training goes on, from a copy in memory; the memory layout that a GPU's convolutions prefer
 
     def __post_init__(self):
         for f in fields(self):

@@ -90,6 +90,7 @@ class Row(NamedTuple):
     needs: tuple = ()  # a row without any of these packages is skipped
     gpu: bool = False  # measured on a GPU, and where no GPU is in sight if not
 
+# %% ../../nbs/experiments/benchmarks.ipynb #c151d54b
 def values(
     goal:Goal,
     series:dict,       # of a row
@@ -278,6 +279,7 @@ def single_importance(net, x, t, eps):
         for s,p in zip(I2, net.parameters()): s += p.grad.pow(2)/len(x)
     return I2
 
+# %% ../../nbs/experiments/benchmarks.ipynb #e26bd409
 def importances(rounds, seed, n=16, side=64, build=nafnet_small, device='cpu'):
     "Seconds to find the importance of every weight from `n` samples."
     net = body(seed, build, device).eval(); s = noised(crops(n, side, seed).to(device), net.schedule, rng(seed, 'noise', device=device)); loss = gen_loss_at(net.schedule)
@@ -480,6 +482,7 @@ class Halved(NAFBlock):
         h = a*b; x = x + self.beta*self.conv3(h*self.sca(h)); n = self.norm2(x); a,b = two(self.conv4, (n,n))
         return x + self.gamma*self.conv5(a*b)
 
+# %% ../../nbs/experiments/benchmarks.ipynb #0089b8ef
 class PlaneNorm(LayerNorm2d):
     "The normalisation over channels for pictures that lie in memory plane by plane."
     def forward(self, x):
@@ -644,6 +647,7 @@ def measure(
     best = min(tries, key=lambda r: r['width'])
     return best | dict(tries=[round(r['width'], 3) for r in tries], versions={p: v for m,p in RIVALS.items() if (v := _version(p))})
 
+# %% ../../nbs/experiments/benchmarks.ipynb #4d48e047
 def unseen(name, out, quick, seed, force, say):
     "A row of the CPU where there is a GPU: in a process that does not see it, since some rivals would take it."
     args = ['--rows', name, '--out', str(out), '--seed', str(seed)] + ['--quick']*quick + ['--force']*force
@@ -731,6 +735,7 @@ def bench(
     for b in bad: say('slower: '+b)
     return 1 if bad else 0
 
+# %% ../../nbs/experiments/benchmarks.ipynb #f3443d4f
 def again(bad, names, out, seed, check, quick, say):
     "Measure the rows that look slower once more, with all rounds."
     new = read(out); slow = [n for n in names if n in new and regressions({n: new[n]}, read(check))]
