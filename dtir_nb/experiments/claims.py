@@ -154,10 +154,11 @@ def when_table(recs, kinds=('source','nuisance','strength')):
 # %% ../../nbs/experiments/claims.ipynb #740d75e2
 def decide(
     effects,     # (mean, half width) of effects that all have to speak the same way
-)->str:          # 'support', 'contradiction', 'undecided', or 'not run'
+)->str:          # 'support', 'contradiction', 'undecided', 'not complete' (a rival is missing), or 'not run'
     "The rule of the protocol: the first interval decides, the other means have to agree."
     if not effects or effects[0] is None: return 'not run'
     (m,h), rest = effects[0], [e for e in effects[1:] if e]
+    if None in effects: return 'not complete'
     if math.isnan(h): return 'undecided'
     if m-h > 0 and all(r[0] > 0 for r in rest): return 'support'
     return 'contradiction' if m+h < 0 else 'undecided'
