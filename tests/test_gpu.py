@@ -29,9 +29,7 @@ HERE = Path(__file__).parent
 def photos(): return [p.image for p in embedded_photos('train')]
 
 @pytest.fixture(scope='module', autouse=True)
-def digits():
-    torch.backends.cudnn.deterministic = True
-    yield
+def deterministic(): torch.backends.cudnn.deterministic = True
 
 def nets(experts=0):
     with seeded(0):
@@ -124,7 +122,7 @@ def test_compiled():
     with torch.no_grad(), every_digit(DEV): a, b = f(y, t), net(y, t)
     assert (a-b).norm() < 1e-3*b.norm()
 
-def line(*args, n=1):
+def line(*args):
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(HERE.parent), *filter(None, sys.path)]), 'OMP_NUM_THREADS': '1'}
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=env, timeout=150)
 

@@ -77,7 +77,7 @@ def test_train_with_workers_ends_with_the_documented_code(tmp_path):
     assert e.value.code == 73
 
 def test_p10_a_signal_between_two_matchings(one, tmp_path, monkeypatch):
-    out, real, seen = tmp_path/'run', launch.match, []
+    out, real = tmp_path/'run', launch.match
     def match(*a, **kw): os.kill(os.getpid(), signal.SIGTERM); return real(*a, **kw)
     monkeypatch.setattr(launch, 'match', match); rc, said = line(*TINY, '--out', out)
     assert rc == 85 and 'start again' in said[-1] and not (out/'tune').exists(), said
