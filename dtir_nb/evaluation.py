@@ -9,7 +9,7 @@ __all__ = ['LOWER_IS_BETTER', 'Pair', 'find_pairs', 'load_pair', 'Evaluation', '
            'table_csv', 'write_tables']
 
 # %% ../nbs/18_evaluation.ipynb #42b058de
-import csv, io, json, math, os
+import csv, io, json, math
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from .core import FORMATS, ImageError, load_image, save_image
 from .data import pair_files
+from .checkpoints import replace_file
 from .metrics import DACLIP, Protocol, bootstrap, card_json, card_line, card_markdown, centre_crop, metric_card, score
 from .paper import DATASETS_B, PAPER, TEN
 
@@ -98,7 +99,7 @@ def _csv(rows, errors):
 
 def _write(path, text):
     "Write a file in one piece: a crash leaves the old one."
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp'); tmp.write_text(text, encoding='utf-8'); os.replace(tmp, path)
+    replace_file(path, text.encode('utf-8'))
 
 # %% ../nbs/18_evaluation.ipynb #db42e6a1
 def evaluate(

@@ -19,7 +19,7 @@ from torch import nn, Tensor
 from tqdm.auto import tqdm
 from .core import rng, Batch, ImageError, save_image
 from .data import BadFiles, ahead
-from .checkpoints import _FULL, CheckpointError, Locked, Writer, run_lock, load_checkpoint, save_checkpoint, check_tensors, copy_tensors
+from .checkpoints import _FULL, CheckpointError, Locked, Writer, run_lock, load_checkpoint, replace_file, save_checkpoint, check_tensors, copy_tensors
 from .parallel import Team, Drift, each_shard, join, split, check_same, stop_signals, roll_call
 from .sharded import cut_like, dots, gathered, is_sliced, local, slice_net, sliced_like
 
@@ -356,9 +356,8 @@ class RunDir:
 @patch
 def _shorten(self:RunDir):
     "Drop lines of the log that belong to steps that will be done again."
-    path, tmp = self.run/'log.jsonl', self.run/f'.log-{os.getpid()}'
-    if not path.exists(): return
-    tmp.write_text(''.join(json.dumps(l)+'\n' for l in read_log(self.run) if l['step'] < self.start)); os.replace(tmp, path)
+    path = self.run/'log.jsonl'
+    if path.exists(): replace_file(path, ''.join(json.dumps(l)+'\n' for l in read_log(self.run) if l['step'] < self.start).encode())
 
 @patch
 def usable(self:RunDir, k, log, bad):

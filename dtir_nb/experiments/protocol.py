@@ -6,10 +6,10 @@
 __all__ = ['TASKS_A', 'COMPANION', 'PUBLIC', 'REGIMES', 'NUISANCE', 'STRONGER', 'SIZES', 'GEN', 'DEEP', 'FULL', 'ROWS_A',
            'SWEEPS', 'SWEEP_TASKS', 'B', 'ROWS_B', 'SELECT_SEED', 'NETS', 'GUESS', 'stronger', 'jpeg40', 'degraded',
            'Size', 'root', 'split', 'slug', 'middle', 'pictures', 'public', 'Row', 'row', 'vary', 'candidates',
-           'fit_config', 'place', 'quiet_machine', 'steps_of_share', 'pretrained', 'write_whole', 'disturbed',
-           'task_source', 'settings', 'held_by', 'plain_step', 'train_row', 'scored', 'scores_on', 'scores_public',
-           'examine', 'curve', 'cell', 'input_scores', 'jobs', 'read_choice', 'nuisance', 'source', 'weigh', 'choose',
-           'estimate', 'start_of', 'next_one', 'work', 'main', 'check_leaks']
+           'fit_config', 'place', 'quiet_machine', 'steps_of_share', 'pretrained', 'disturbed', 'task_source',
+           'settings', 'held_by', 'plain_step', 'train_row', 'scored', 'scores_on', 'scores_public', 'examine', 'curve',
+           'cell', 'input_scores', 'jobs', 'read_choice', 'nuisance', 'source', 'weigh', 'choose', 'estimate',
+           'start_of', 'next_one', 'work', 'main', 'check_leaks']
 
 # %% ../../nbs/experiments/protocol.ipynb #8499b7f5
 import argparse, copy, json, os, time
@@ -27,7 +27,7 @@ from ..schedule import cosine_schedule
 from ..backbones import NAFNet, count_params, nafnet_medium, nafnet_small
 from ..conditioning import Clocked, Timeless, add_sites, seeded
 from ..metrics import psnr, ssim
-from ..checkpoints import load_net, save_net
+from ..checkpoints import load_net, replace_file, save_net
 from ..parallel import die_with_parent
 from ..training import FitConfig, fit
 from ..pretraining import gen_loss, pretrain
@@ -215,12 +215,8 @@ def pretrained(size, net, steps, seed, tasks, runs='runs/claims'):
         imgs = pictures('train', size.embedded)
         best = pretrain(new, imgs, fit_config(size, steps, seed), patch=size.patch, batch=size.batch, run=where/'run').eval()
         ts = {k: match(best, stream(Synthetic(imgs, k, STRENGTHS[k].source, patch=min(64, 2*size.patch), bad='trust'), batch=size.pairs, seed=seed)(0).to(place())).t for k in TASKS}
-        save_net(best, where/'net.safetensors', {}); write_whole(where/'done.json', json.dumps(ts))
+        save_net(best, where/'net.safetensors', {}); replace_file(where/'done.json', json.dumps(ts).encode())
     return load_net(where/'net.safetensors', lambda c: new), json.loads((where/'done.json').read_text())
-
-def write_whole(path, text):
-    "A file appears whole or not at all."
-    tmp = Path(path).with_suffix(f'.{os.getpid()}.tmp'); tmp.write_text(text); os.replace(tmp, path)
 
 # %% ../../nbs/experiments/protocol.ipynb #7a1e8d79
 def disturbed(x, task, gen, strength=None):
@@ -372,7 +368,7 @@ def weigh(
 def choose(out, size):
     "Apply the rule to all of `select` and write choice.json."
     both = {k: weigh(out, size, k) for k in candidates()}; choice = {k: c for k,(c,_) in both.items()}
-    write_whole(Path(out)/size.name/'choice.json', json.dumps(dict(choice=choice, seen={k: s for k,(_,s) in both.items()}), indent=1)); return choice
+    replace_file(Path(out)/size.name/'choice.json', json.dumps(dict(choice=choice, seen={k: s for k,(_,s) in both.items()}), indent=1).encode()); return choice
 
 # %% ../../nbs/experiments/protocol.ipynb #43300a96
 GUESS = .2   # seconds per step before anything has been measured

@@ -9,6 +9,7 @@ __all__ = ['commit', 'machine', 'once', 'records']
 import json, os, platform, subprocess, time
 from pathlib import Path
 import torch
+from ..checkpoints import replace_file
 
 # %% ../../nbs/experiments/records.ipynb #0ccd49a4
 def commit():
@@ -43,7 +44,7 @@ def once(
     t = time.time(); result = run(**config)
     rec = dict(config=config, result=result, commit=commit(), machine=machine(), seconds=round(time.time()-t, 1), date=time.strftime('%Y-%m-%d'))
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_suffix(f'.{os.getpid()}.tmp'); tmp.write_text(json.dumps(rec, indent=1)); os.replace(tmp, path)
+    replace_file(path, json.dumps(rec, indent=1).encode())
     return json.loads(path.read_text())
 
 def records(
