@@ -29,7 +29,7 @@ def restore(
     task:str=None,         # the degradation, if known; default: estimated
     t:int=None,            # or the time step itself
     tile:int=512,          # larger pictures are cut into tiles of this side; 0: never
-    settle:int=0,          # further passes over the tiles, so that pooling networks see the whole picture
+    settle:int=None,       # passes over all tiles first, so that pooling networks see the whole picture; default: a look through nine windows; 0: each tile for itself
     ensemble:bool=False,   # average over eight mirrored and turned versions, at eight times the cost
     compare:bool=False,    # also write before and after side by side, NAME_compare.png
     workers:int=1,         # processes, for a folder

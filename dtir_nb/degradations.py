@@ -45,7 +45,9 @@ def normal(
     like:Tensor,  # decides the device
 )->Tensor:        # (B,*shape) standard normal
     "One normal draw for each image."
-    return torch.stack([torch.randn(shape, generator=g) for g in gen]).to(like.device)
+    out = torch.empty(len(gen), *shape)
+    for v,g in zip(out, gen): v.normal_(generator=g)
+    return out.to(like.device)
 
 # %% ../nbs/01_degradations.ipynb #b7f45978
 def check_strength(
@@ -69,7 +71,8 @@ def degradation(
         def degrade_(x, gen, strength):
             s = check_strength(strength, check_images(x), most)
             y, params = f(x.float(), per_image(gen, len(x)), s.view(-1,1,1,1))
-            return torch.where(s.view(-1,1,1,1)==0, x, y.clamp(0,1).to(x.dtype)), {'strength': s, **params}
+            y = y.clamp(0,1).to(x.dtype)
+            return y if s.all() else torch.where(s.view(-1,1,1,1)==0, x, y), {'strength': s, **params}
         return degrade_
     return wrap
 
@@ -81,7 +84,7 @@ def noisy(
     strength,   # standard deviation for images in [0,1], a number or (B,): 50/255 is the benchmark
 ):              # (y, params)
     "Gaussian noise, independent in each pixel and channel: y = x + s·ε, clipped."
-    return x + strength*normal(gen, x.shape[1:], x), {}
+    return normal(gen, x.shape[1:], x).mul_(strength).add_(x), {}
 
 # %% ../nbs/01_degradations.ipynb #bf92521f
 def veil(

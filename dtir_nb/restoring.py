@@ -30,12 +30,12 @@ from .photographs import Photograph, incoming, outgoing, read_photo, side_by_sid
 
 # %% ../nbs/17_restoring.ipynb #2d44d4f6
 def _starts(n, tile, overlap):
-    "Where tiles begin along a side of n pixels: evenly spread, at multiples of 64 (or of the largest power of two that fits)."
+    "Where tiles begin along a side of n pixels: at multiples of 64 (or of the largest power of two that fits), so that all are about as long."
     if n <= tile: return [0]
     g = min(64, 1 << (tile-overlap).bit_length()-1)
-    step, last = (tile-overlap)//g*g, -((tile-n)//g)*g
+    step, last = (tile-overlap)//g*g, -((tile-n)//g)*g            # no tile begins later than its turn, nor the last before `last`
     k = -(-last//step)
-    return [i*last//k//g*g for i in range(k)]+[last]
+    return [max(last-(k-i)*step, min(i*step, (2*i*n//(k+1)+g)//(2*g)*g)) for i in range(k+1)]
 
 def _ramp(n, a, size, overlap):
     "Weights along one side of a tile at a..a+size of n pixels: 1 inside; towards a neighbour, down to 0 over the middle quarter of the overlap."
@@ -44,8 +44,8 @@ def _ramp(n, a, size, overlap):
     return torch.minimum(rise(i) if a > 0 else torch.ones(size), rise(size-i) if a+size < n else torch.ones(size))
 
 def _shares(n, tile, overlap):
-    "The tiles along one side: (start, weights), where the weights of all tiles add up to one at every pixel."
-    ramps = [(a, _ramp(n, a, min(tile,n-a), overlap)) for a in _starts(n, tile, overlap)]
+    "The tiles along one side: (start, weights), where the weights of all tiles add up to one at every pixel. Each goes as far as the overlap into the next."
+    at = _starts(n, tile, overlap); ramps = [(a, _ramp(n, a, b-a, overlap)) for a,b in zip(at, [a+overlap for a in at[1:]]+[n])]
     total = torch.zeros(n)
     for a,r in ramps: total[a:a+len(r)] += r
     return [(a, r/total[a:a+len(r)]) for a,r in ramps]
@@ -61,7 +61,7 @@ def _tiles(img, tile, overlap):
 def tiled(
     f,               # f(img (1,C,h,w)) -> same shape
     img:Tensor,      # one picture (1,C,H,W)
-    tile:int=256,    # side of the tiles
+    tile:int=256,    # side of the largest tile
     overlap:int=48,  # pixels that neighbours share; no seam at all for networks that look less than 3/8 of it far
     progress=None,   # wraps the list of tiles, for instance `tqdm`
 )->Tensor:           # (1,C,H,W)
@@ -119,22 +119,29 @@ def pooling(
         for m in routers: del m.gates
 
 # %% ../nbs/17_restoring.ipynb #f003fa28
+def _windows(img, side):
+    "Up to nine squares spread over a picture, at multiples of 64: (rows, columns, weights of one)."
+    spread = lambda n: [slice(a, min(a+side, n)) for a in sorted({i*max(n-side, 0)//2//64*64 for i in range(3)})]
+    return [(a, b, torch.ones(a.stop-a.start, b.stop-b.start).to(img)) for a in spread(img.shape[-2]) for b in spread(img.shape[-1])]
+
 def settled(
     net,             # net(img, t), an nn.Module
     f,               # f(img (1,3,h,w)) -> same shape, calls `net`
     img:Tensor,      # one picture (1,3,H,W)
     tile, overlap,   # as in `tiled`
-    passes:int=1,    # over the tiles, before the one that counts
+    passes=1,        # over the tiles, before the one that counts; None: over nine windows only
     progress=None,   # wraps the list of tiles
 )->Tensor:
     "`tiled` for networks with global pooling: the pooled statistics are those of the picture, not of the tile."
-    weights = [w for *_,w in _tiles(img, tile, overlap)]
+    tiles = _tiles(img, tile, overlap); few = _windows(img, min(tile, 256)) if passes is None else tiles
+    if len(few)*few[0][2].numel() >= img[0,0].numel(): few = tiles                         # a small picture
     with pooling(net, Pooled()) as p:
-        for _ in range(passes+1):
-            spots = iter(weights)
-            def one(v): p.weight, p.call = next(spots), 0; return f(v)
-            out = tiled(one, img, tile, overlap, progress); p.settle()
-    return out
+        for _ in range(1 if passes is None else passes):
+            for rows,cols,weight in (progress(few) if progress else few): p.weight, p.call = weight, 0; f(img[...,rows,cols])
+            p.settle()
+        weights = iter([w for *_,w in tiles])
+        def one(v): p.weight, p.call = next(weights), 0; return f(v)
+        return tiled(one, img, tile, overlap, progress)
 
 # %% ../nbs/17_restoring.ipynb #c89353b1
 class Estimate(NamedTuple):
@@ -201,7 +208,7 @@ class Restorer:
         tile:int=512,       # larger pictures are cut into tiles of this side; 0: never
         overlap:int=48,     # pixels that tiles share
         ensemble=False,     # average over the eight mirrored and turned versions (8 times the work)
-        settle:int=0,       # further passes over the tiles, for networks with global pooling (see `settled`)
+        settle=None,        # networks with global pooling see the picture through nine windows first (see `settled`); a number: through so many passes over all tiles; 0: not at all
         leave:float=.5,     # leave a picture alone that is clean with this probability
     ):
         self.net, self.t, self.estimator = net.eval() if isinstance(net, nn.Module) else net, t, estimator
@@ -249,7 +256,7 @@ def run_restorer(
     f = lambda v: R.net(v.to(R.device), e.t).to(v.device)
     if R.ensemble: f = partial(_eightfold, f)
     if not R.tile or max(img.shape[-2:]) <= R.tile: return f(img[None])[0].clamp(0,1)
-    if R.settle and isinstance(R.net, nn.Module): return settled(R.net, f, img[None], R.tile, R.overlap, R.settle, progress)[0].clamp_(0,1)
+    if R.settle != 0 and isinstance(R.net, nn.Module) and _pools(R.net): return settled(R.net, f, img[None], R.tile, R.overlap, R.settle, progress)[0].clamp_(0,1)
     return tiled(f, img[None], R.tile, R.overlap, progress)[0].clamp_(0,1)
 
 # %% ../nbs/17_restoring.ipynb #3a753722

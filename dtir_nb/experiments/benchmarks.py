@@ -7,10 +7,10 @@ __all__ = ['RIVALS', 'KINDS', 'REMEDIES', 'LAWS', 'ROWS', 'WIDE', 'STORED', 'tur
            'body', 'clock', 'crops', 'quiet', 'step_seconds', 'lucidrains', 'hugging_face', 'ours_pre', 'pretraining',
            'lightning', 'accelerated', 'restore_step', 'ours_plain', 'restoration', 'gef', 'avalanche_importance',
            'single_importance', 'importances', 'surgery', 'matching', 'foreign', 'gpu_bytes', 'inference', 'quality',
-           'degrading', 'stalls', 'workers', 'checkpointing', 'python', 'large', 'starting', 'kind', 'profile',
-           'Linear1x1', 'Folded', 'Halved', 'PlaneNorm', 'ByPlane', 'remedied', 'lively', 'remedies', 'Law', 'growth',
-           'slope', 'on_gpu', 'width', 'measure', 'unseen', 'bench_row', 'read', 'number', 'verdict', 'table', 'worse',
-           'regressions', 'bench', 'again']
+           'degrading', 'stalls', 'workers', 'checkpointing', 'peak_memory', 'python', 'large', 'starting', 'kind',
+           'profile', 'Linear1x1', 'Folded', 'Halved', 'PlaneNorm', 'ByPlane', 'remedied', 'lively', 'remedies', 'Law',
+           'growth', 'slope', 'on_gpu', 'width', 'measure', 'unseen', 'bench_row', 'read', 'number', 'verdict', 'table',
+           'worse', 'regressions', 'bench', 'again']
 
 # %% ../../nbs/experiments/benchmarks.ipynb #c44428a5
 import contextlib, copy, importlib.util, io, json, math, os, resource, statistics, subprocess, sys, tempfile, time, warnings
@@ -414,12 +414,18 @@ def checkpointing(rounds, seed, width=64):
 
 # %% ../../nbs/experiments/benchmarks.ipynb #1516d79e
 _LARGE = """
-import resource, sys, torch
+import sys, torch
 from dtir_nb.restoring import pretrained
 torch.set_num_threads(1); h, w = map(int, sys.argv[1:]); R = pretrained()
 x = torch.rand(3, h, w, generator=torch.Generator().manual_seed(0)); R(x, t=5)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024)
+from dtir_nb.experiments.benchmarks import peak_memory
+print(peak_memory())
 """
+
+def peak_memory()->float:
+    "Bytes of memory that this process held at most. (`ru_maxrss` would do where there is no /proc, but a child inherits its parent's.)"
+    try: return 1024.*int(next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith('VmHWM')).split()[1])
+    except OSError: return 1024.*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 def python(*args, **kw):
     "Run this Python, with this package on its path."
@@ -430,7 +436,7 @@ def large(rounds, seed, megapixels=((1536, 2048), (4000, 6000))):
     (h,w), big = megapixels; x = torch.rand(3, h, w, generator=rng(seed)); R = pretrained(); whole = pretrained(tile=0)
     peak = float(python('-c', _LARGE, *map(str, big)))
     s = turns({'tiles': lambda: (R(x, t=5), None)[1], 'tiles of 1024': lambda: (pretrained(tile=1024)(x, t=5), None)[1], 'whole': lambda: (whole(x, t=5), None)[1]}, rounds, clock=time.process_time)
-    return dict(series=s | {'peak': [peak]*1}, memory_now=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024, pixels=[h*w, big[0]*big[1]])
+    return dict(series=s | {'peak': [peak]}, pixels=[h*w, big[0]*big[1]])
 
 def starting(rounds, seed):
     "Seconds to start Python, to import this package, and to print the help of its command."
