@@ -8,9 +8,9 @@ __all__ = ['RIVALS', 'KINDS', 'REMEDIES', 'LAWS', 'ROWS', 'WIDE', 'STORED', 'tur
            'lightning', 'accelerated', 'restore_step', 'ours_plain', 'restoration', 'gef', 'avalanche_importance',
            'single_importance', 'importances', 'surgery', 'matching', 'foreign', 'gpu_bytes', 'inference', 'quality',
            'degrading', 'stalls', 'workers', 'checkpointing', 'peak_memory', 'python', 'large', 'starting', 'kind',
-           'profile', 'Linear1x1', 'Folded', 'Halved', 'PlaneNorm', 'ByPlane', 'remedied', 'lively', 'remedies', 'Law',
-           'growth', 'slope', 'on_gpu', 'width', 'measure', 'unseen', 'bench_row', 'read', 'number', 'verdict', 'table',
-           'worse', 'regressions', 'bench', 'again']
+           'profile', 'Linear1x1', 'Folded', 'Halved', 'PlaneNorm', 'ByPlane', 'remedied', 'lively', 'remedies',
+           'compiled', 'Law', 'growth', 'slope', 'on_gpu', 'width', 'measure', 'unseen', 'bench_row', 'read', 'number',
+           'verdict', 'table', 'worse', 'regressions', 'bench', 'again']
 
 # %% ../../nbs/experiments/benchmarks.ipynb #c44428a5
 import contextlib, copy, importlib.util, io, json, math, os, resource, statistics, subprocess, sys, tempfile, time, warnings
@@ -533,6 +533,16 @@ def remedies(rounds, seed, batch=8, side=64):
     def half(): t = time.process_time(); step(net, 2*batch); return (time.process_time()-t)/2
     return dict(series=turns({k: partial(step, n) for k,n in nets.items()} | {'a batch of 16, per 8': half}, rounds, clock=time.process_time))
 
+def compiled(rounds, seed, batch=8, side=64):
+    "The same step by `torch.compile`, processor seconds; and those of compiling it, without a cache, the C++ compiler's included."
+    with seeded(seed): net = lively(nafnet_small(), seed)
+    x = crops(batch, side, seed); y = degrade(x, 'noisy', rng(seed))[0]; torch._dynamo.reset(); fast, before = torch.compile(net), sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    def step(n): torch.autograd.grad((n(y)-x).square().mean(), list(n.parameters()))
+    t = time.process_time()
+    with torch._inductor.config.patch(force_disable_caches=True, compile_threads=1): step(fast)
+    took = time.process_time()-t + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])-before
+    return dict(series=turns({'as it is': partial(step, net), 'compiled': partial(step, fast)}, rounds, clock=time.process_time), compiling=took)
+
 # %% ../../nbs/experiments/benchmarks.ipynb #cf91d475
 class Law(NamedTuple):
     "What the cost should grow like."
@@ -613,7 +623,7 @@ ROWS = {
  'checkpoint': Row('checkpoint of 68 M parameters', checkpointing, (Goal('loop stopped by a checkpoint / torch.save', 'ours', 'torch.save', .5), Goal('the same, written in the background', 'ours, in the background', 'torch.save', .5)), 5, 2),
  'large': Row('large pictures', large, (Goal('restoring 24 megapixels, peak memory [bytes]', 'peak', None, 2e9), Goal('tiles / whole picture', 'tiles', 'whole', 1.15)), 5, 2),
  'starting': Row('starting up', starting, (Goal('`import dtir_nb` / starting Python', 'import dtir_nb', 'python', 1.5), Goal('`dtir --help` / starting Python', 'dtir --help', 'python', 10.)), 15, 9),
- 'profile': Row('profile of a training step', profile, (), 9, 3), 'remedies': Row('other roads to the same step', remedies, (), 9, 3), 'growth': Row('how cost grows', growth, (), 5, 2)}
+ 'profile': Row('profile of a training step', profile, (), 9, 3), 'remedies': Row('other roads to the same step', remedies, (), 9, 3), 'compiled': Row('the same step compiled', compiled, (), 9, 3), 'growth': Row('how cost grows', growth, (), 5, 2)}
 
 # %% ../../nbs/experiments/benchmarks.ipynb #dc020788
 def on_gpu(

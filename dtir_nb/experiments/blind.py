@@ -50,10 +50,10 @@ def _digest(folder): return {p.name: hashlib.sha256(p.read_bytes()).hexdigest()[
 
 def _folders(data): return sorted(p for p in Path(data, 'pairs').iterdir() if (p/'LQ').is_dir())
 
-def on_pairs(data, run, weights, told=False)->dict:
-    "Every folder of pairs, blind or with the degradation named. (`weights` pins the files, for the record.)"
+def on_pairs(data, run, weights, told=False, **settings)->dict:
+    "Every folder of pairs, blind or with the degradation named. (`weights` pins the files, for the record; `settings` are those of the `Restorer`.)"
     if _digest(run) != weights: raise ValueError(f'{run} holds other weights than {weights}')
-    R, rows = load_restorer(run), {}
+    R, rows = load_restorer(run, **settings), {}
     for d in _folders(data):
         task = TASK_OF.get(d.name, d.name) if told else None
         if not told or task in R.t: rows[d.name] = blind_folder(d, lambda: R, task); print(d.name, {k: v for k,v in gains(rows[d.name]).items() if k in ('n','gain','thought')}, flush=True)
@@ -92,6 +92,6 @@ def markdown_clean(clean)->str:
 #| eval: false
 if __name__ == '__main__' and '__file__' in globals():
     ap = argparse.ArgumentParser(description='Measure weights on real pairs: blind, told, and what clean photographs suffer.'); ap.add_argument('--data', default=os.environ.get('DTIR_DATA')); ap.add_argument('--run', default=None, help='default: the weights that ship')
-    ap.add_argument('--out', default='nbs/experiments/results/blind'); ap.add_argument('--parts', nargs='+', default=['blind','clean','told']); a = ap.parse_args(); torch.set_num_threads(1); folder = a.run or weights_folder()
-    parts = dict(blind=lambda weights: on_pairs(a.data, folder, weights), clean=lambda weights: on_clean(a.data, folder, weights), told=lambda weights: on_pairs(a.data, folder, weights, told=True))
+    ap.add_argument('--out', default='nbs/experiments/results/blind'); ap.add_argument('--parts', nargs='+', default=['blind','clean','told','apart']); a = ap.parse_args(); torch.set_num_threads(1); folder = a.run or weights_folder()
+    parts = dict(blind=lambda weights: on_pairs(a.data, folder, weights), clean=lambda weights: on_clean(a.data, folder, weights), told=lambda weights: on_pairs(a.data, folder, weights, told=True), apart=lambda weights: on_pairs(a.data, folder, weights, told=True, settle=0))
     for k in a.parts: once(Path(a.out)/f'{k}.json', parts[k], weights=_digest(folder))
