@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'T95', 'rows', 'WHEN', 'read', 'level', 'interval', 'effect', 'plot_effects', 'effect_table', 'point',
-           'plot_front', 'public_table', 'sweep', 'plot_sweeps', 'when_table', 'decide', 'best_split', 'verdict']
+           'plot_front', 'public_table', 'sweep', 'plot_sweeps', 'when_table', 'decide', 'best_split', 'verdict',
+           'first_runs', 'eight_gpus']
 
 # %% ../../nbs/experiments/claims.ipynb #fa5f2578
 import json, math
+from dataclasses import replace
 from pathlib import Path
 import matplotlib.pyplot as plt
 from ..degradations import TASKS
+from ..plan import counted, rows as plan_rows
+from ..recipes import ablation, setting_a
 from .protocol import DEEP, GEN, NUISANCE, PUBLIC, REGIMES, ROWS_A, ROWS_B, SIZES, STRONGER, SWEEPS, SWEEP_TASKS, TASKS_A, jobs, read_choice, slug
 
 # %% ../../nbs/experiments/claims.ipynb #9d9b8237
@@ -174,3 +178,17 @@ def verdict(recs, tasks=TASKS_A):
     ours = best_split(recs, tasks); get = lambda base, kind: effect(recs, ours, base, kind, tasks).get('mean')
     return [(f'{ours} against {what}, {kind}', get(bases[0], kind), decide([get(b, kind) for b in bases]))
             for kind in KINDS for what,bases in {'plain supervision': ('scratch','scratch, equal time'), 'the augmented rival': ('scratch, augmented',)}.items()]
+
+# %% ../../nbs/experiments/claims.ipynb #a5e7d608
+def first_runs(task='rainy')->dict:
+    "The rows that say most, at the paper's size: name -> `Recipe`."
+    full = setting_a(task); told = ablation('supervised', full)
+    return {'full': full, 'pre-trained': told, 'scratch': replace(told, pre=0, tune=full.pre+full.tune)}
+
+def eight_gpus(
+    task='rainy',
+    devices=('8x1080ti','8xh100'),
+)->dict:   # row -> device -> hours
+    "Hours that `first_runs` take."
+    recipes = first_runs(task); cost = {k: counted(r) for k,r in recipes.items()}
+    return {k: {d: sum(o.hours for o in plan_rows(r, d, cost=cost[k])) for d in devices} for k,r in recipes.items()}
