@@ -525,35 +525,38 @@ def data_prepare(dir, workers=2, progress=True):
 class ArchiveError(ValueError):
     "An archive that must not be unpacked, and why."
 
+def _write(path, out, name, src, left, most):
+    "Copy one member into the folder, and nowhere else; returns how many bytes may still come."
+    to = os.path.normpath(os.path.join(out, name))
+    if os.path.commonpath([to, str(out)]) != str(out) or '\\' in name or '\0' in name: raise ArchiveError(f'{path}: {name!a} leaves the folder')
+    os.makedirs(os.path.dirname(to), exist_ok=True)
+    with src, open(to, 'xb') as dst:
+        while block := src.read(1 << 20):
+            left -= len(block)
+            if left < 0: raise ArchiveError(f'{path}: more than max_bytes={most:g} bytes inside')
+            dst.write(block)
+    return left
+
 def _zip(path, out, most, ratio):
     "Unpack a zip, counting bytes."
     left = most
     with zipfile.ZipFile(path) as z:
         for i in z.infolist():
             if i.is_dir(): continue
-            to = os.path.normpath(os.path.join(out, i.filename))
-            if os.path.commonpath([to, str(out)]) != str(out) or '\\' in i.filename or '\0' in i.filename: raise ArchiveError(f'{path}: {i.filename!a} leaves the folder')
             if stat.S_IFMT(i.external_attr >> 16) not in (0, stat.S_IFREG): raise ArchiveError(f'{path}: {i.filename!a} is a link or a device')
             if i.flag_bits & 1: raise ArchiveError(f'{path}: {i.filename!a} is encrypted; unpack it yourself')
             if i.file_size > 1e6 and i.file_size > ratio*max(i.compress_size, 1): raise ArchiveError(f'{path}: {i.filename!a} would grow {i.file_size/max(i.compress_size, 1):.0f} times')
-            os.makedirs(os.path.dirname(to), exist_ok=True)
-            with z.open(i) as src, open(to, 'xb') as dst:
-                while block := src.read(1 << 20):
-                    left -= len(block)
-                    if left < 0: raise ArchiveError(f'{path}: more than max_bytes={most:g} bytes inside')
-                    dst.write(block)
+            left = _write(path, out, i.filename, z.open(i), left, most)
 
 # %% ../nbs/02a_doctor.ipynb #ebed4194
 def _tar(path, out, most):
-    "Unpack a tar through Python's `data` filter, counting bytes."
-    if not hasattr(tarfile, 'data_filter'): raise ArchiveError('this Python is too old to unpack tar files safely: update to 3.10.12, 3.11.4 or later')
+    "Unpack a tar, counting bytes: plain files and folders only, so that nothing in it can point elsewhere."
     left = most
     with tarfile.open(path) as t:
         for m in t:
-            left -= m.size
-            if left < 0: raise ArchiveError(f'{path}: more than max_bytes={most:g} bytes inside')
             if not (m.isfile() or m.isdir()): raise ArchiveError(f'{path}: {m.name!a} is a link or a device')
-            t.extract(m, out, filter='data')
+            if m.size > left: raise ArchiveError(f'{path}: more than max_bytes={most:g} bytes inside')
+            if m.isfile(): left = _write(path, out, m.name, t.extractfile(m), left, most)
 
 # %% ../nbs/02a_doctor.ipynb #fd975d20
 def unpack(
