@@ -28,6 +28,10 @@ def link_names(text, symbols, here, up):
         out.append(tok)
     return ''.join(out)
 
+def plain_names(text):
+    "Links that nbdev wrote into the comments of signatures, where they would be read as they are written: only the names stay."
+    return re.sub(r'<span class="co">.*?</span>', lambda m: re.sub(r'\[(`[\w.]+`)\]\([^)\s]*\)', r'\1', m[0]), text)
+
 def clean(s): return html.unescape(re.sub(r'\s+', ' ', re.sub(r'<[^>]+>', '', s))).strip()
 
 def plot_title(listing):
@@ -71,7 +75,7 @@ def polish(site, katex, symbols):
         up = '../' * rel.count('/')
         text = local_katex(h.read_text(encoding='utf-8'), up, bool(katex))
         head, body = text.split('<main', 1) if '<main' in text else (text, '')
-        body = describe_pictures(link_names(body, symbols, rel, up))
+        body = describe_pictures(link_names(plain_names(body), symbols, rel, up))
         h.write_text(label_controls(head + '<main' + body if body else head), encoding='utf-8')
 
 def foreign(site):
