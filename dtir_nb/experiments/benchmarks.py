@@ -13,7 +13,7 @@ __all__ = ['RIVALS', 'KINDS', 'REMEDIES', 'LAWS', 'ROWS', 'WIDE', 'STORED', 'tur
            'verdict', 'table', 'worse', 'regressions', 'bench', 'again']
 
 # %% ../../nbs/experiments/benchmarks.ipynb #c44428a5
-import contextlib, copy, importlib.util, io, json, math, os, resource, statistics, subprocess, sys, tempfile, time, warnings
+import contextlib, copy, importlib.util, io, json, math, os, resource, shutil, statistics, subprocess, sys, tempfile, time, warnings
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -89,6 +89,7 @@ class Row(NamedTuple):
     quick: int = 5     # the same, for `--quick`
     needs: tuple = ()  # a row without any of these packages is skipped
     gpu: bool = False  # measured on a GPU, and where no GPU is in sight if not
+    programs: tuple = () # a row without any of these on the path is skipped
 
 # %% ../../nbs/experiments/benchmarks.ipynb #c151d54b
 def values(
@@ -438,6 +439,7 @@ def large(rounds, seed, megapixels=((1536, 2048), (4000, 6000))):
     s = turns({'tiles': lambda: (R(x, t=5), None)[1], 'tiles of 1024': lambda: (pretrained(tile=1024)(x, t=5), None)[1], 'whole': lambda: (whole(x, t=5), None)[1]}, rounds, clock=time.process_time)
     return dict(series=s | {'peak': [peak]}, pixels=[h*w, big[0]*big[1]])
 
+# %% ../../nbs/experiments/benchmarks.ipynb #b8e9d36b
 def starting(rounds, seed):
     "Seconds to start Python, to import this package, and to print the help of its command."
     run = lambda *a: lambda: (python(*a), None)[1]
@@ -533,6 +535,7 @@ def remedies(rounds, seed, batch=8, side=64):
     def half(): t = time.process_time(); step(net, 2*batch); return (time.process_time()-t)/2
     return dict(series=turns({k: partial(step, n) for k,n in nets.items()} | {'a batch of 16, per 8': half}, rounds, clock=time.process_time))
 
+# %% ../../nbs/experiments/benchmarks.ipynb #a766c43a
 def compiled(rounds, seed, batch=8, side=64):
     "The same step by `torch.compile`, processor seconds; and those of compiling it, without a cache, the C++ compiler's included."
     with seeded(seed): net = lively(nafnet_small(), seed)
@@ -623,7 +626,7 @@ ROWS = {
  'checkpoint': Row('checkpoint of 68 M parameters', checkpointing, (Goal('loop stopped by a checkpoint / torch.save', 'ours', 'torch.save', .5), Goal('the same, written in the background', 'ours, in the background', 'torch.save', .5)), 5, 2),
  'large': Row('large pictures', large, (Goal('restoring 24 megapixels, peak memory [bytes]', 'peak', None, 2e9), Goal('tiles / whole picture', 'tiles', 'whole', 1.15)), 5, 2),
  'starting': Row('starting up', starting, (Goal('`import dtir_nb` / starting Python', 'import dtir_nb', 'python', 1.5), Goal('`dtir --help` / starting Python', 'dtir --help', 'python', 10.)), 15, 9),
- 'profile': Row('profile of a training step', profile, (), 9, 3), 'remedies': Row('other roads to the same step', remedies, (), 9, 3), 'compiled': Row('the same step compiled', compiled, (), 9, 3), 'growth': Row('how cost grows', growth, (), 5, 2)}
+ 'profile': Row('profile of a training step', profile, (), 9, 3), 'remedies': Row('other roads to the same step', remedies, (), 9, 3), 'compiled': Row('the same step compiled', compiled, (), 9, 3, programs=('g++','clang++')), 'growth': Row('how cost grows', growth, (), 5, 2)}
 
 # %% ../../nbs/experiments/benchmarks.ipynb #dc020788
 def on_gpu(
@@ -674,6 +677,7 @@ def bench_row(name, out, quick, seed, force, say):
     row, path = ROWS[name], Path(out)/f'{name}.json'
     if row.gpu and not torch.cuda.is_available(): return say(f'{name}: skipped, no GPU is in sight')
     if row.needs and not any(map(have, row.needs)): say(f'{name}: skipped, none of {", ".join(RIVALS[n] for n in row.needs)} is installed (pip install dtir_nb[bench])'); return
+    if row.programs and not any(map(shutil.which, row.programs)): return say(f'{name}: skipped, none of {", ".join(row.programs)} is on the path')
     if path.exists() and not force: say(f'{name}: is there already'); return
     if not row.gpu and torch.cuda.is_available(): return unseen(name, out, quick, seed, force, say)
     tmp = path.with_suffix('.new.json'); tmp.unlink(missing_ok=True)
