@@ -7,7 +7,7 @@ __all__ = ['CHUNK', 'tree_sum', 'Team', 'exact', 'ddp', 'fork_workers', 'in_turn
            'digest', 'check_same', 'die_with_parent', 'init_workers', 'roll_call', 'stop_signals']
 
 # %% ../nbs/07a_parallel.ipynb #66c79bc0
-import contextlib, ctypes, hashlib, os, queue, signal, socket, sys, tempfile, threading, time, traceback
+import atexit, contextlib, ctypes, hashlib, os, queue, signal, socket, sys, tempfile, threading, time, traceback
 from datetime import timedelta
 from pathlib import Path
 import torch
@@ -206,6 +206,10 @@ def _store(timeout):
     return dist.TCPStore('127.0.0.1', port, is_master=True, master_listen_fd=s.detach(), **kw)
 
 # %% ../nbs/07a_parallel.ipynb #48817c2c
+def _leave():
+    "End gloo's threads while Python still stands. NCCL is left alone: its farewell waits for workers that may be dead."
+    if dist.is_initialized() and dist.get_backend() == 'gloo': dist.destroy_process_group()
+
 def init_workers(
     timeout=600,         # seconds after which a silent worker is given up
     deterministic=False, # ask CUDA for operations whose last bit repeats (slower)
@@ -218,7 +222,7 @@ def init_workers(
     dev = torch.device('cuda', int(os.environ['LOCAL_RANK'])) if gpu else torch.device('cpu')
     if gpu: torch.cuda.set_device(dev)
     store = _store(timeout); where = dict(store=store, rank=int(os.environ['RANK']), world_size=int(os.environ['WORLD_SIZE'])) if store else {}
-    dist.init_process_group('nccl' if gpu else 'gloo', timeout=timedelta(seconds=timeout), **where)
+    dist.init_process_group('nccl' if gpu else 'gloo', timeout=timedelta(seconds=timeout), **where); atexit.register(_leave)
     return dev
 
 # %% ../nbs/07a_parallel.ipynb #1bddcc09
