@@ -124,7 +124,7 @@ class Row:
     t:int=None             # another time step than t*
     few:int=None           # learn the task from so many photographs
     net:str=None           # another network
-    order:str=None         # Setting B: 'joint', 't', 'random', 'reverse'
+    order:str=None         # Setting B: 'joint', 't', 'random', 'reverse'; 'told': joint, and of pre-training only the steps of the tasks
     experts:int=0          # Setting B: experts per site
 
 # %% ../../nbs/experiments/protocol.ipynb #603768d7
@@ -179,6 +179,7 @@ ROWS_B = {
     't, full, experts 1': row(GEN, DEEP, order='t', experts=1, **B),
     't, full, experts 2': row(GEN, DEEP, order='t', experts=2, **B),
     't, full, experts 8': row(GEN, DEEP, order='t', experts=8, **B),
+    'joint, scratch, told': Row(.25, 1., order='told'),
 }
 
 # %% ../../nbs/experiments/protocol.ipynb #764f1aae
@@ -266,10 +267,12 @@ def train_row(
         return fit(net, stream(mix, batch=size.batch, seed=seed), plain_step, cfg, run=run).eval(), dict.fromkeys(tasks, 1)
     net, ts = pretrained(size, r.net or size.net, steps_of_share(size, r.pre, b), seed, tasks)
     t = {k: r.t or ts[k] for k in tasks}
+    if r.order == 'told':
+        with seeded(seed): net = Clocked(NETS[r.net or size.net](), cosine_schedule()).to(place())
     if r.experts:
         with seeded(seed, 'experts'): net = add_sites(net, partial(MoE, n=r.experts, k=min(2, r.experts)))
     gef = replace(settings(r, choice), samples=size.samples); clean = Clean(pictures('train', size.embedded), patch=size.patch, bad='trust')
-    if b and r.order != 'joint':
+    if b and r.order not in ('joint','told'):
         order = sorted(tasks, key=lambda k: (t[k], k)); order = dict(t=order, reverse=order[::-1], random=[order[i] for i in torch.randperm(len(order), generator=rng(seed, 'order')).tolist()])[r.order]
         return train_incremental(net, src, t, clean, cfg, gef, order=order, run=run, **kw).net.eval(), t
     return finetune(net, mix, clean, t, cfg, gef, held=held_by(net, clean, gef, r, size, seed), run=run, **kw).eval(), t
@@ -338,7 +341,7 @@ def jobs(
     L += [one('select', n, [t], SELECT_SEED, ROWS_A[n], parts=['val']) for n in ('pre-trained','scratch') for t in SWEEP_TASKS]
     L += [one('a', n, [t], s, r) for n,r in ROWS_A.items() for s in seeds for t in TASKS_A]
     L += [one('b', n, TASKS, s, r) for n,r in ROWS_B.items() for s in seeds]
-    L += [one('sweeps', n, [t], s, r) for n,r in SWEEPS.items() for s in seeds for t in SWEEP_TASKS]
+    L += [one('sweeps', n, [t], s, r) for s in seeds for n,r in SWEEPS.items() for t in SWEEP_TASKS]
     return L
 
 # %% ../../nbs/experiments/protocol.ipynb #c59f865b
