@@ -167,11 +167,14 @@ def decide(
     if m-h > 0 and all(r[0] > 0 for r in rest): return 'support'
     return 'contradiction' if m+h < 0 else 'undecided'
 
-def best_split(recs, tasks=TASKS_A):
+def best_split(
+    recs, tasks=TASKS_A,
+    least=3,   # seeds that all three splits must have, else it is 'full'
+):             # name of a row
     "The split of the compute with the best mean of source and nuisance on the validation photographs."
-    names = [n for n in ('full','full, pre 25','full, pre 75') if all((n,t,s) in recs for t in tasks for s in (0,1,2))]
-    score = lambda n: sum(level(recs[n,t,s], t, k, 'val') for t in tasks for s in (0,1,2) for k in ('source','nuisance'))
-    return max(names, key=score) if names else 'full'
+    names = ('full','full, pre 25','full, pre 75'); seeds = [s for s in (0,1,2) if all((n,t,s) in recs for n in names for t in tasks)]
+    score = lambda n: sum(level(recs[n,t,s], t, k, 'val') for t in tasks for s in seeds for k in ('source','nuisance'))
+    return max(names, key=score) if len(seeds) >= least else 'full'
 
 def verdict(recs, tasks=TASKS_A):
     "One line per claim: (claim, effect, decision)."
