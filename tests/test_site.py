@@ -78,6 +78,9 @@ def book(tmp_path):
     d = json.loads(nb.read_text()); d['cells'][1]['outputs'] = [dict(output_type='stream', text='took 1.2480')]; d['cells'][2] |= dict(id='s', outputs=[dict(output_type='stream', text='8 of 9')]); nb.write_text(json.dumps(d))
     rows = [('3.46 dB', 'record', "a-20; a=run.json#result.'a.b'.0.psnr"), ('17 %', 'defined', 'a setting'), ('14.15 dB', 'derived', '20*1.415/2'), ('1.25 s', 'page', ''), ('7 dB', 'paper', 'Table 1')]
     (tmp_path/'tools/numbers.tsv').write_text('\n'.join('\t'.join(('p.ipynb', *r)) for r in rows)+'\n')
+    (res/'blind').mkdir(); (tmp_path/'dtir_nb/weights').mkdir(parents=True)
+    (res/'blind/blind.json').write_text(json.dumps(dict(result=dict(table=dict(hazy=dict(gain=1.066, n=39), blurry=dict(gain=-.92, n=20))))))
+    (tmp_path/'dtir_nb/weights/card.md').write_text('- **Gains**: hazy +1.07 dB (39).\n- **Bad at**: blurry -0.92 dB (20); on validation blur (-0.02 dB).\n')
     check_numbers.keep(tmp_path)
     return tmp_path
 
@@ -92,7 +95,10 @@ def test_a_sound_book_passes(book): assert check_numbers.check(book) == []
     ('tools/numbers.tsv', '20*1.415/2', 'print(1)', 'not arithmetic'),
     ('nbs/p.ipynb', '8 of 9', '9 of 9', 'slow cell s'),                             # an output changed by hand
     ('nbs/p.ipynb', 'g()', 'h()', 'slow cell s'),                                   # a source changed, its output not
-    ('nbs/p.ipynb', '1.25 s', 'a while', 'but not on the page')])
+    ('nbs/p.ipynb', '1.25 s', 'a while', 'but not on the page'),
+    ('dtir_nb/weights/card.md', '+1.07', '+1.08', "hazy ('+1.08', 39), the record says ('+1.07', 39)"),
+    ('dtir_nb/weights/card.md', 'blurry -0.92 dB (20); ', '', 'blurry is not there'),
+    ('nbs/experiments/results/blind/blind.json', '39', '38', "the record says ('+1.07', 38)")])
 def test_a_number_without_a_source_fails(book, where, old, new, says):
     p = book/where; text = p.read_text(); assert old in text
     p.write_text(text.replace(old, new, 1))

@@ -97,6 +97,14 @@ def keep(root=ROOT):
         if s := slow(cells(nb)):
             p = out/f'{name.removesuffix(".ipynb")}.json'; p.parent.mkdir(exist_ok=True); p.write_text(json.dumps(s, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
 
+# --- the card of the weights that ship -------------------------------------------------------------------------------------------------
+def card(root):
+    "A gain on the card, `set +1.23 dB (pictures)`, against the record of the blind study; a set that the card leaves out."
+    table, text = read('blind/blind.json#result.table', root/'nbs/experiments/results'), (root/'dtir_nb/weights/card.md').read_text(encoding='utf-8')
+    says = {k: (g.replace('−', '-'), int(n)) for k,g,n in re.findall(r'(\w+) ([-−+]\d+\.\d+) dB \((\d+)\)', text)}
+    is_ = {k: (f"{v['gain']:+.2f}", v['n']) for k,v in table.items()}
+    return [f'card.md: {k} {says.get(k, "is not there")}, the record says {is_.get(k, "nothing")}' for k in sorted(says.keys() | is_.keys()) if says.get(k) != is_.get(k)]
+
 # --- the check -------------------------------------------------------------------------------------------------------------------------
 def ledger(path):
     "Rows (page, claim, kind, source)."
@@ -105,6 +113,7 @@ def ledger(path):
 def check(root=ROOT):
     "What is wrong, one sentence each."
     nbs, results, bad = root/'nbs', root/'nbs/experiments/results', []
+    bad += card(root)
     rows = {(r[0], r[1]): r[2:] for r in ledger(root/'tools/numbers.tsv')}
     all_ = {name: cells(nb) for name, nb in pages(nbs).items()}
     found = {(name, c) for name, cs in all_.items() for c in claims(cs)}
