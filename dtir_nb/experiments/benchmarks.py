@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['RIVALS', 'KINDS', 'REMEDIES', 'LAWS', 'ROWS', 'WIDE', 'STORED', 'turns', 'interval', 'Goal', 'Row', 'values', 'have',
-           'body', 'clock', 'crops', 'quiet', 'step_seconds', 'lucidrains', 'hugging_face', 'ours_pre', 'pretraining',
-           'lightning', 'accelerated', 'restore_step', 'ours_plain', 'restoration', 'gef', 'avalanche_importance',
-           'single_importance', 'importances', 'surgery', 'matching', 'foreign', 'gpu_bytes', 'inference', 'quality',
-           'degrading', 'stalls', 'workers', 'checkpointing', 'peak_memory', 'python', 'large', 'starting', 'kind',
-           'profile', 'Linear1x1', 'Folded', 'Halved', 'PlaneNorm', 'ByPlane', 'remedied', 'lively', 'remedies',
-           'compiled', 'Law', 'growth', 'slope', 'on_gpu', 'width', 'measure', 'unseen', 'bench_row', 'read', 'number',
-           'verdict', 'table', 'worse', 'regressions', 'bench', 'again']
+           'body', 'clock', 'enough', 'crops', 'quiet', 'step_seconds', 'lucidrains', 'hugging_face', 'ours_pre',
+           'pre_loops', 'pretraining', 'lightning', 'accelerated', 'restore_step', 'ours_plain', 'plain_loops',
+           'restoration', 'gef', 'avalanche_importance', 'single_importance', 'importances', 'surgery', 'matching',
+           'foreign', 'gpu_bytes', 'inference', 'quality', 'degrading', 'stalls', 'workers', 'checkpointing',
+           'peak_memory', 'python', 'large', 'starting', 'importing', 'kind', 'profile', 'Linear1x1', 'Folded',
+           'Halved', 'PlaneNorm', 'ByPlane', 'remedied', 'lively', 'remedies', 'compiled', 'Law', 'growth', 'slope',
+           'on_gpu', 'width', 'measure', 'unseen', 'bench_row', 'read', 'number', 'verdict', 'table', 'worse',
+           'regressions', 'bench', 'again']
 
 # %% ../../nbs/experiments/benchmarks.ipynb #c44428a5
 import contextlib, copy, importlib.util, io, json, math, os, resource, shutil, statistics, subprocess, sys, tempfile, time, warnings
@@ -125,6 +126,11 @@ def clock(device):
     def done(): torch.cuda.synchronize(); return time.perf_counter()
     return time.process_time if device == 'cpu' else done
 
+# %% ../../nbs/experiments/benchmarks.ipynb #315ed69e
+def enough(steps, batch):
+    "Pictures for a loop: more than it takes, also if it fetches a batch ahead, so that its first epoch outlasts the timing."
+    return batch*(steps+2)
+
 def crops(n, side, seed):
     "Random squares of the embedded photographs, (n,3,side,side)."
     c = Clean([p.image for p in embedded_photos('train')], patch=side)
@@ -192,18 +198,22 @@ def _hf_step(model, x, opt, sched, acc, noise_scheduler, bar):
 # %% ../../nbs/experiments/benchmarks.ipynb #6ce31ae3
 def ours_pre(net, folder, steps, batch, side, out, ema=.999):
     "Notebook 09: `fit` with `pretrain_step`, its average included."
-    fit(net, stream(Clean(folder, patch=side, bad='trust'), batch=batch), pretrain_step, FitConfig(steps=steps, lr=1e-4, ema=ema, progress=False))
+    fit(net, stream(Clean(folder, patch=side, bad='trust'), batch=batch), pretrain_step, FitConfig(steps=steps, lr=1e-4, ema=ema, progress=True))
 
-def pretraining(rounds, seed, steps=8, batch=16, side=64, build=nafnet_small, device='cpu'):
-    "Seconds per step of generative pre-training."
+def pre_loops():
+    "Name -> loop: ours, and those of the rivals that are installed."
     loops = {'ours': ours_pre, 'ours, no average': partial(ours_pre, ema=0.)}
     if have('denoising_diffusion_pytorch'): loops['denoising-diffusion-pytorch'] = lucidrains
     if have('diffusers', 'accelerate'): loops['diffusers'] = hugging_face
+    return loops
+
+def pretraining(rounds, seed, steps=8, batch=16, side=64, build=nafnet_small, device='cpu', loops=None):
+    "Seconds per step of generative pre-training, by `loops`, or by all that there are."
     with tempfile.TemporaryDirectory() as d:
         (Path(d)/'in').mkdir()
-        for i,x in enumerate(crops(112, side, seed)): save_image(x, Path(d)/f'in/{i:03}.png')
+        for i,x in enumerate(crops(enough(steps, batch), side, seed)): save_image(x, Path(d)/f'in/{i:03}.png')
         def unit(f): net = body(seed, build, device).train(); return step_seconds(net, lambda: f(net, str(Path(d)/'in'), steps, batch, side, str(Path(d)/'out')))
-        return dict(series=turns({k: partial(unit, f) for k,f in loops.items()}, rounds))
+        return dict(series=turns({k: partial(unit, f) for k,f in (loops or pre_loops()).items()}, rounds))
 
 # %% ../../nbs/experiments/benchmarks.ipynb #e0f68b0b
 def lightning(net, y, x, steps, batch):
@@ -237,16 +247,20 @@ def restore_step(net, batch, gen, reduce):
 
 def ours_plain(net, y, x, steps, batch, ema=.999):
     "Notebook 08: `fit`."
-    fit(net, stream(Pairs(list(y), list(x), 'noisy', patch=x.shape[-1]), batch=batch), restore_step, FitConfig(steps=steps, lr=1e-4, ema=ema, progress=False))
+    fit(net, stream(Pairs(list(y), list(x), 'noisy', patch=x.shape[-1]), batch=batch), restore_step, FitConfig(steps=steps, lr=1e-4, ema=ema, progress=True))
 
-def restoration(rounds, seed, steps=8, batch=16, side=64, build=nafnet_small, device='cpu'):
-    "Seconds per step of plain restoration."
+def plain_loops():
+    "Name -> loop: ours, and those of the rivals that are installed."
     loops = {'ours': ours_plain, 'ours, no average': partial(ours_plain, ema=0.)}
     if have('pytorch_lightning'): loops['Lightning'] = lightning
     if have('accelerate'): loops['accelerate'] = accelerated
-    x = crops(64, side, seed); y = degrade(x, 'noisy', rng(seed))[0]
+    return loops
+
+def restoration(rounds, seed, steps=8, batch=16, side=64, build=nafnet_small, device='cpu', loops=None):
+    "Seconds per step of plain restoration, by `loops`, or by all that there are."
+    x = crops(enough(steps, batch), side, seed); y = degrade(x, 'noisy', rng(seed))[0]
     def unit(f): net = body(seed, build, device).train(); return step_seconds(net, lambda: f(net, y, x, steps, batch))
-    return dict(series=turns({k: partial(unit, f) for k,f in loops.items()}, rounds))
+    return dict(series=turns({k: partial(unit, f) for k,f in (loops or plain_loops()).items()}, rounds))
 
 # %% ../../nbs/experiments/benchmarks.ipynb #af813be6
 def gef(rounds, seed, batch=16, side=64, period=5, build=nafnet_small, device='cpu'):
@@ -445,6 +459,10 @@ def starting(rounds, seed):
     run = lambda *a: lambda: (python(*a), None)[1]
     return dict(series=turns({'python': run('-c', 'pass'), 'import dtir_nb': run('-c', 'import dtir_nb'), 'dtir --help': run('-m', 'dtir_nb.command', '--help')}, rounds))
 
+def importing(rounds, seed):
+    "Seconds to start Python and import PyTorch, or everything of this package."
+    return dict(series=turns({c: lambda c=c: (python('-c', c), None)[1] for c in ('import torch', 'from dtir_nb.all import *')}, rounds))
+
 # %% ../../nbs/experiments/benchmarks.ipynb #4da5682d
 KINDS = {'convolution': ('conv', 'mm', 'addbmm'), 'products and sums': ('mul', 'add', 'sub', 'div', 'sum', 'mean', 'pow', 'neg'), 'copies and fills': ('copy', 'cat', 'fill', 'zero', 'clone', 'contiguous', 'shuffle'),
          'normalisation': ('norm',), 'optimiser': ('_fused_adam', '_foreach', 'Optimizer')}
@@ -626,6 +644,7 @@ ROWS = {
  'checkpoint': Row('checkpoint of 68 M parameters', checkpointing, (Goal('loop stopped by a checkpoint / torch.save', 'ours', 'torch.save', .5), Goal('the same, written in the background', 'ours, in the background', 'torch.save', .5)), 5, 2),
  'large': Row('large pictures', large, (Goal('restoring 24 megapixels, peak memory [bytes]', 'peak', None, 2e9), Goal('tiles / whole picture', 'tiles', 'whole', 1.15)), 5, 2),
  'starting': Row('starting up', starting, (Goal('`import dtir_nb` / starting Python', 'import dtir_nb', 'python', 1.5), Goal('`dtir --help` / starting Python', 'dtir --help', 'python', 10.)), 15, 9),
+ 'importing': Row('importing everything', importing, (Goal('`from dtir_nb.all import *` / `import torch`', 'from dtir_nb.all import *', 'import torch', 1.2),), 9, 3),
  'profile': Row('profile of a training step', profile, (), 9, 3), 'remedies': Row('other roads to the same step', remedies, (), 9, 3), 'compiled': Row('the same step compiled', compiled, (), 9, 3, programs=('g++','clang++')), 'growth': Row('how cost grows', growth, (), 5, 2)}
 
 # %% ../../nbs/experiments/benchmarks.ipynb #dc020788
