@@ -131,12 +131,11 @@ def evaluate(
     from dtir_nb.restoring import load_restorer
     known = {p.name: p for p in metrics.PROTOCOLS}
     if protocol not in known: raise ValueError(f'protocol is {protocol!r}: known are {", ".join(known)}')
-    names = [Path(d).resolve().name for d in data]
-    if twice := [d for d,n in zip(data, names) if names.count(n) > 1]: raise ValueError(f'data: {", ".join(twice)} share a name, and the results of each go to OUT/NAME; evaluate them one by one, with different --out')
+    if twice := [d for d in data if sum(Path(d).resolve().name == Path(o).resolve().name for o in data) > 1]: raise ValueError(f'data: {", ".join(twice)} share a name, and the results of each go to OUT/NAME; evaluate them one by one, with different --out')
     R, out = load_restorer(run), Path(out or Path(run)/'eval'); R.net.to(device)
     extra = dict(perceptual=perceptual.lpips, lpips_card=perceptual.lpips_card()) if lpips else {}
-    for d,name in zip(data, names):
-        e = score(lambda y: R(y, task=task), find_pairs(d), known[protocol], out/name, device=device, method=method, dataset=name, task=task or 'estimated', **extra)
+    for d in data:
+        name = Path(d).resolve().name; e = score(lambda y: R(y, task=task), find_pairs(d), known[protocol], out/name, device=device, method=method, dataset=name, task=task or 'estimated', **extra)
         print(f'{name}\n\n{metrics.card_markdown(e.card)}\n')
     paths = write_tables(out/'tables', collect(out), protocol)
     print(f'per picture: {out}/*/per_image.csv; the tables of the paper beside ours: {paths[0].parent}')

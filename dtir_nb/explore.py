@@ -200,6 +200,18 @@ def pull(app):
     "A new place of the curtain."
     app.screens.curtain.value = as_png(curtain(app.scene.y, app.look.estimate, app.controls.at.value))
 
+# %% ../nbs/17c_explore.ipynb #d0c84e37
+def _either(app):
+    "A picture of the list or one's own: the later choice counts, and clears the other."
+    w = app.controls
+    def choose(_):
+        if w.upload.value and w.photo.value: w.upload.value = ()        # calls `own`
+        elif w.photo.value: refresh(app)
+    def own(_):
+        if w.upload.value: w.photo.value = None                         # so that any picture of the list is a new choice
+        refresh(app)
+    w.photo.observe(choose, 'value'); w.upload.observe(own, 'value')
+
 # %% ../nbs/17c_explore.ipynb #7678fc24
 def _layout(W, w, v):
     "Controls above, pictures below."
@@ -225,14 +237,8 @@ def explore(
         with w.strength.hold_trait_notifications(): w.strength.min, w.strength.max, w.strength.step, w.strength.value = min(low, w.strength.min), max(most, w.strength.max), step, start
         w.strength.min, w.strength.max = low, most
         if same: refresh(app)
-    def choose(_):
-        if w.upload.value and w.photo.value: w.upload.value = ()        # calls `own`
-        elif w.photo.value: refresh(app)
-    def own(_):
-        if w.upload.value: w.photo.value = None                         # so that any picture of the list is a new choice
-        refresh(app)
     w.t.observe(lambda _: redraw(app), 'value'); w.at.observe(lambda _: pull(app), 'value')
     damage(None); w.strength.observe(lambda _: refresh(app), 'value'); w.task.observe(damage, 'value')
-    w.photo.observe(choose, 'value'); w.upload.observe(own, 'value')
+    _either(app)
     refresh(app); panel = _layout(W, w, app.screens); panel.app = app
     return panel

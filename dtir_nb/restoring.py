@@ -379,6 +379,7 @@ def pictures_in(folder, out=None)->list:
         dirs.sort(); found += [Path(d)/f for f in sorted([*fs, *(o for o in dirs if (Path(d)/o).is_symlink())])]
     return [p for p in found if not any(o.startswith('.') for o in p.relative_to(folder).parts) and not (out and out in (q := p.resolve(), *q.parents))]
 
+# %% ../nbs/17_restoring.ipynb #b6143fdb
 def _target(rel, suffix):
     "The name of a result: that of the input if its format can be written."
     s = suffix or ('' if Image.registered_extensions().get(rel.suffix.lower()) in FORMATS else '.png')
