@@ -131,6 +131,7 @@ def evaluate(
     from dtir_nb.restoring import load_restorer
     known = {p.name: p for p in metrics.PROTOCOLS}
     if protocol not in known: raise ValueError(f'protocol is {protocol!r}: known are {", ".join(known)}')
+    if twice := [d for d in data if sum(Path(d).resolve().name == Path(o).resolve().name for o in data) > 1]: raise ValueError(f'data: {", ".join(twice)} share a name, and the results of each go to OUT/NAME; evaluate them one by one, with different --out')
     R, out = load_restorer(run), Path(out or Path(run)/'eval'); R.net.to(device)
     extra = dict(perceptual=perceptual.lpips, lpips_card=perceptual.lpips_card()) if lpips else {}
     for d in data:
@@ -149,6 +150,7 @@ def compare(
     from dtir_nb.evaluation import compare as cmp
     c = cmp(a, b, metric)
     print(f'{metric}: b - a = {c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}] (95 % bootstrap) over {c.n} pictures, b is better on {c.better}')
+    if far := [n for n,d in c.pictures if abs(d) == float('inf')]: print(f'{len(far)} are identical to the truth in one of the two, and left out of the mean: ' + ', '.join(far[:5]))
     print('they differ most on: ' + ', '.join(f'{n} {d:+.3f}' for n,d in c.pictures[:5]))
     if c.unpaired: print(f'{len(c.unpaired)} pictures are in only one of the two and do not count: ' + ', '.join(c.unpaired[:5]))
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np, torch
 from torch import Tensor
 from .core import load_image, show_images
-from .evaluation import load_pair
+from .evaluation import load_pair, output_name
 from .paper import TEN
 
 # %% ../nbs/18a_figures.ipynb #0a036b89
@@ -202,7 +202,7 @@ def show_compared(
     if not rows: raise ValueError('pairs holds none of the compared pictures: pass the pairs that both runs restored')
     imgs,titles = [],[]
     for name,d in rows:
-        lq,gt = load_pair(by[name]); a,b = (load_image((Path(o)/'pictures'/name).with_suffix('.png')) for o in (A,B))
+        lq,gt = load_pair(by[name]); a,b = (load_image(Path(o)/'pictures'/output_name(name)) for o in (A,B))
         imgs += [lq[0], a, b, gt[0]]; titles += [name, 'A', f'B: {d:+.2f} {comparison.metric}', 'truth']
     return show_images(imgs, titles, cols=4, size=size)
 

@@ -254,20 +254,22 @@ def run_restorer(
     e = R.step(img, task, t)
     if e.task == 'clean': return img
     f = lambda v: R.net(v.to(R.device), e.t).to(v.device)
-    if R.ensemble: f = partial(_eightfold, f)
-    if not R.tile or max(img.shape[-2:]) <= R.tile: return f(img[None])[0].clamp(0,1)
-    if R.settle != 0 and isinstance(R.net, nn.Module) and _pools(R.net): return settled(R.net, f, img[None], R.tile, R.overlap, R.settle, progress)[0].clamp_(0,1)
-    return tiled(f, img[None], R.tile, R.overlap, progress)[0].clamp_(0,1)
+    big = R.tile and max(img.shape[-2:]) > R.tile; pools = R.settle != 0 and isinstance(R.net, nn.Module) and _pools(R.net)
+    def once(v):
+        if not big: return f(v)
+        return settled(R.net, f, v, R.tile, R.overlap, R.settle, progress) if pools else tiled(f, v, R.tile, R.overlap, progress)
+    out = (_eightfold(once, img[None]) if R.ensemble else once(img[None]))[0]
+    return out.clamp_(0,1) if big else out.clamp(0,1)                        # what was put together from tiles is nobody else's
 
 # %% ../nbs/17_restoring.ipynb #3a753722
 def _eightfold(f, v):
-    "The mean of f over the eight symmetries of the square, each undone."
-    outs = []
+    "The mean of f over the eight symmetries of the square, each undone; one is held in memory at a time."
+    turned = lambda k: v.rot90(k, (-2,-1)) if k < 4 else v.rot90(k-4, (-2,-1)).flip(-1)
+    total = torch.zeros_like(v)
     for k in range(8):
-        u = v.rot90(k%4, (-2,-1)); u = u.flip(-1) if k>3 else u
-        o = f(u); o = o.flip(-1) if k>3 else o
-        outs.append(o.rot90(-(k%4), (-2,-1)))
-    return torch.stack(outs).mean(0)
+        o = f(turned(k)); o = o.flip(-1) if k > 3 else o
+        total += o.rot90(-(k%4), (-2,-1)); del o
+    return total.div_(8)
 
 # %% ../nbs/17_restoring.ipynb #582affe1
 BACKBONES = dict(NAFNet=NAFNet)   # what a saved description may name
@@ -339,11 +341,12 @@ def restore_photo(
     restorer:Restorer, # what restores
     task=None, t=None, # if known
     progress=None,     # wraps the list of tiles
-    compare=None,      # also write before and after, side by side, to this file
+    compare=None,      # also write before and after, side by side, to this file; neither of the two above
     max_pixels=150e6,  # refuse larger pictures
 )->Estimate:           # what was done
     "Restore one file."
     if os.path.realpath(path) == os.path.realpath(out) and str(path) != '-': raise ImageError(out, 'E_SAME', 'is the input itself; choose another output')
+    if compare and os.path.realpath(compare) in map(os.path.realpath, (path, out)): raise ImageError(compare, 'E_SAME', 'is the input or the output; choose another name')
     if str(out) != '-': _format(out)                                   # before the work, not after it
     with incoming(path) as file, outgoing(out) as dst:
         photo = read_photo(file, max_pixels); e = restorer.step(photo.img, task, t)
@@ -368,28 +371,48 @@ class Outcome(NamedTuple):
     why: str=''        # if skipped or refused: a code and a remedy
 
 def pictures_in(folder, out=None)->list:
-    "All files below a folder, in order, without hidden ones and without what lies in `out`."
-    folder, out = Path(folder), out and Path(out).resolve()
+    "All files below a folder, in order, without hidden ones and without what lies in `out`. A link to a folder is not followed; it stands in the list like a file."
+    folder, out, found = Path(folder), out and Path(out).resolve(), []
     if not folder.is_dir(): raise FileNotFoundError(f'{os.fspath(folder)!a} is no folder')
-    found = [Path(d)/f for d,dirs,fs in os.walk(folder) if not dirs.sort() for f in sorted(fs)]
-    return [p for p in found if not any(o.startswith('.') for o in p.relative_to(folder).parts) and not (out and out in p.resolve().parents)]
+    def stop(e): raise e                                                # a sub-folder that cannot be read
+    for d,dirs,fs in os.walk(folder, onerror=stop):
+        dirs.sort(); found += [Path(d)/f for f in sorted([*fs, *(o for o in dirs if (Path(d)/o).is_symlink())])]
+    return [p for p in found if not any(o.startswith('.') for o in p.relative_to(folder).parts) and not (out and out in (q := p.resolve(), *q.parents))]
 
+# %% ../nbs/17_restoring.ipynb #b6143fdb
 def _target(rel, suffix):
     "The name of a result: that of the input if its format can be written."
     s = suffix or ('' if Image.registered_extensions().get(rel.suffix.lower()) in FORMATS else '.png')
     return rel.with_name(rel.name+s) if s and s != rel.suffix.lower() else rel
+def _compared(dst): return dst.with_name(dst.name+'_compare.png')
+
+def _doubles(jobs, suffix, compare):
+    "Files whose results would take the names of another's: file -> that other. Who keeps its name comes first."
+    taken, twice = {}, {}
+    for rel in sorted(jobs, key=lambda p: (_target(p, suffix) != p, p)):
+        dst = _target(rel, suffix); names = [dst, _compared(dst)] if compare else [dst]
+        if other := next((taken[o] for o in names if o in taken), None): twice[rel] = other
+        else: taken.update(dict.fromkeys(names, rel))
+    return twice
 
 # %% ../nbs/17_restoring.ipynb #973e2f95
-def _attempt(R, folder, out, rel, suffix, compare, kw):
+def _reason(e, path):
+    "What an error says of a file: a code and a remedy; None if the file is not to blame. Torch reports lack of memory as RuntimeError."
+    if isinstance(e, ImageError): return str(e).replace(ascii(os.fspath(path))+': ', '')
+    if isinstance(e, MemoryError) or any(s in str(e).lower() for s in ('out of memory', 'tried to allocate')): return 'E_MEMORY: not enough memory; smaller --tile, fewer --workers'
+    return f'E_OS: {e}' if isinstance(e, OSError) else None
+
+def _attempt(R, folder, out, rel, suffix, compare, twice, kw):
     "Restore one file of a folder; never raises because of the file."
     dst = out/_target(rel, suffix)
     try:
+        if rel in twice: read_photo(folder/rel, kw.get('max_pixels', 150e6)); raise ImageError(folder/rel, 'E_SAME', f'its result would take the name of that of {str(twice[rel])!a}; rename one of the two')
         dst.parent.mkdir(parents=True, exist_ok=True)
-        e = restore_photo(folder/rel, dst, R, compare=dst.with_name(dst.stem+'_compare.png') if compare else None, **kw)
+        e = restore_photo(folder/rel, dst, R, compare=_compared(dst) if compare else None, **kw)
         return Outcome(str(rel), 'clean' if e.task=='clean' else 'restored', e.task, e.t, e.sure)
-    except (ImageError, MemoryError, OSError) as e:
+    except (ImageError, MemoryError, OSError, RuntimeError) as e:
+        if not (why := _reason(e, folder/rel)): raise
         other = getattr(e,'code','')=='E_NOT_IMAGE' and Image.registered_extensions().get(rel.suffix.lower()) not in FORMATS
-        why = str(e).replace(ascii(os.fspath(folder/rel))+': ', '') if isinstance(e, ImageError) else f'E_MEMORY: not enough memory; smaller --tile, fewer --workers' if isinstance(e, MemoryError) else f'E_OS: {e}'
         return Outcome(str(rel), 'skipped' if other else 'refused', why=why)
 
 def _work(load, jobs, conn, threads, *args):
@@ -430,16 +453,16 @@ def restore_folder(
     load,              # load() -> `Restorer`; with several workers it must be importable, e.g. partial(load_restorer, 'runs/demo')
     workers:int=1,     # processes
     suffix=None,       # write '.png', '.jpg' … instead of the format of each input
-    compare=False,     # also NAME_compare.png, before and after
+    compare=False,     # also before and after, as a.jpg_compare.png beside a.jpg
     progress=None,     # wraps the stream of outcomes: progress(outcomes, total=n)
     **kw,              # task, t, max_pixels of `restore_photo`
 )->list:               # an `Outcome` for each file, in the order of their names
     "Restore every photograph of a folder; what is no photograph is skipped, what cannot be read is refused, and all of them are named."
     folder, out = Path(folder), Path(out)
-    if folder.resolve() == out.resolve(): raise ImageError(out, 'E_SAME', 'is the input folder itself; choose another output')
-    jobs, args = [p.relative_to(folder) for p in pictures_in(folder, out)], (folder, out, suffix, compare, kw)
+    if out.resolve() in (inside := folder.resolve(), *inside.parents): raise ImageError(out, 'E_SAME', 'is the input folder or lies above it; choose another output')
+    jobs = [p.relative_to(folder) for p in pictures_in(folder, out)]; args = folder, out, suffix, compare, _doubles(jobs, suffix, compare), kw
     if workers > 1: done = _crew(load, jobs, min(workers, len(jobs)), args)
-    else: R = load(); done = (_attempt(R, folder, out, rel, suffix, compare, kw) for rel in jobs)
+    else: R = load(); done = (_attempt(R, *args[:2], rel, *args[2:]) for rel in jobs)
     return sorted(progress(done, total=len(jobs)) if progress else done)
 
 # %% ../nbs/17_restoring.ipynb #d09aa30a
