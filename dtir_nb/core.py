@@ -157,6 +157,7 @@ def save_image(
     path = Path(path)
     if img.ndim == 4 and len(img) == 1: img = img[0]
     check_images(img[None], 'img', channels=None)
+    if len(img) not in (1, 3): raise ValueError(f'img has {len(img)} channels: 1 (grey) or 3 (RGB) can be saved')
     a = to_uint8(img)
     fmt = Image.registered_extensions().get(path.suffix.lower())
     if fmt not in FORMATS: raise ImageError(path, 'E_FORMAT', f'cannot write {path.suffix or "a file without suffix"}; use .png, .jpg, .webp, .tif or .bmp')
@@ -172,6 +173,8 @@ def rng(
     device='cpu',   # where the generator lives
 )->torch.Generator: # freshly seeded
     "A random generator that is a pure function of its arguments (one of $2^{32}$ on the CPU)."
+    for k in (seed, *key):
+        if not isinstance(k, str) and int(k) != k: raise ValueError(f'key holds {k!r}: a draw is named by strings and whole numbers, so give it a number or pass str({k!r})')
     h = hashlib.blake2b(repr((int(seed), *(k if isinstance(k, str) else int(k) for k in key))).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(h, 'little') >> 1)
 

@@ -371,7 +371,7 @@ def _shares(weights, sizes):
 class Mixture:
     "One source per task; every task gets its share of an endless stream exactly."
     def __init__(self,
-        sources,            # {task: source}; the names become `Batch.task`
+        sources,            # {task: source}; the names become `Batch.task`; sources of one `.task` and length share order, crops and draws
         weights='uniform',  # 'uniform'; a number a for shares ~ size**a; or {task: weight}
     ):
         self.sources, names = dict(sources), list(sources)

@@ -121,7 +121,7 @@ def slope(
 def hazy(
     x:Tensor,   # clean images (B,3,H,W) in [0,1]
     gen,        # a torch.Generator, or one for each image
-    strength,   # optical thickness β at the farthest point, a number or (B,)
+    strength,   # optical thickness β at depth 1, a number or (B,); a picture's farthest point lies at 0.65 to 1
 ):              # (y, params): tau, light, depth
     "Haze: y = x·τ + A(1−τ), τ = exp(−β·d) (Koschmieder 1924), over an invented smooth depth map d in [0,1]."
     up = slope(x, uniform(gen, (1,1,1), x, math.pi/3, 2*math.pi/3))
@@ -340,11 +340,11 @@ def holes(
     "y = m·x + (1−m): what is lost is white (as DA-CLIP and IR-SDE do)."
     return keep*x + (1-keep)
 
-@degradation(most=1)
+@degradation(most=.6)
 def inpainting(
     x:Tensor,   # clean images (B,3,H,W) in [0,1]
     gen,        # a torch.Generator, or one for each image
-    strength,   # share of the picture that is lost, in 0..1, a number or (B,)
+    strength,   # share of the picture that is lost, in 0..0.6 (the strokes cover little more), a number or (B,)
 ):              # (y, params): mask, 1 = kept
     "White holes along thin random brush strokes, like the thin masks of RePaint (Lugmayr et al. 2022): y = m·x + (1−m)."
     when = brush(gen, x)
@@ -365,7 +365,7 @@ TASKS = ('blurry', 'hazy', 'jpeg', 'low_light', 'noisy', 'raindrop', 'rainy', 's
 DEGRADATIONS = MappingProxyType({f.__name__: f for f in (blurry, hazy, jpeg, low_light, noisy, raindrop, rainy, shadowed, snowy, inpainting)})
 STRENGTHS = MappingProxyType(dict(
     blurry    =Strength((3., 24.), 12., 36., 'length of the camera path, px'),
-    hazy      =Strength((.3, 2.), 1., 3., 'optical thickness at the farthest point'),
+    hazy      =Strength((.3, 2.), 1., 3., 'optical thickness at depth 1'),
     jpeg      =Strength((.4, .92), .9, .96, '1 − quality/100'),
     low_light =Strength((3., 7.5), 5., 9., 'stops of light missing'),
     noisy     =Strength((5/255, 55/255), 50/255, 75/255, 'standard deviation'),

@@ -7,7 +7,7 @@ __all__ = ['MIRROR', 'blobs', 'Print', 'fingerprint', 'distance', 'similar', 'Ma
            'fingerprints', 'leaks', 'leak_report', 'data_leaks']
 
 # %% ../nbs/02b_leaks.ipynb #19d18911
-import base64, hashlib, html, io, json, math, os
+import base64, hashlib, html, io, json, math, os, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -261,7 +261,7 @@ def _load_prints(path):
         at = np.cumsum(d['n'])[:-1]
         cols = [np.split(d[k], at) for k in ('xy', 'scale', 'bits')]
         return {str(k): Print(a, b, c, int(w), tuple(map(int, s))) for k,a,b,c,w,s in zip(d['keys'], *cols, d['whole'], d['size'])}
-    except (OSError, ValueError, KeyError, EOFError): return {}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile): return {}
 
 # %% ../nbs/02b_leaks.ipynb #a2e3fcf6
 def leaks(
@@ -274,6 +274,7 @@ def leaks(
     progress=False, # show bars
 ):                  # (list of `Leak`, errors of unreadable files)
     "Test pictures, or parts of them, that are in the training set."
+    if cache: Path(cache).mkdir(parents=True, exist_ok=True)
     sides = [files(o) if isinstance(o, (str, os.PathLike)) else list(map(Path, o)) for o in (train, test)]
     done = [fingerprints(ps, workers, cache and Path(cache)/f'{name}.npz', progress) for ps,name in zip(sides, ('train', 'test'))]
     (a, ap, ea), (b, bp, eb) = done

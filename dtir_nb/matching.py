@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from .core import Batch, check_images, check_steps
+from .data import stream
 from .schedule import Schedule, _same, add_noise, reverse
 from .training import FitConfig, fit
 
@@ -107,6 +108,7 @@ class Match(NamedTuple):
 # %% ../nbs/10_matching.ipynb #83608c2c
 def _pairs(pairs, net=None):
     "Whatever holds pairs, as a list of (x, y), each (B,3,H,W), on the device of a network."
+    if hasattr(pairs, 'sample'): pairs = stream(pairs, batch=min(len(pairs), 32), ahead=0)(0)
     if isinstance(pairs, Batch): pairs = [pairs]
     elif isinstance(pairs, tuple) and len(pairs)==2 and isinstance(pairs[0], Tensor) and pairs[0].ndim==4: pairs = [pairs]
     out = [(p.x, p.y) if isinstance(p, Batch) else tuple(p) for p in pairs]
@@ -116,7 +118,7 @@ def _pairs(pairs, net=None):
 
 def match(
     net,            # net(img, t), usually `Clocked` and pre-trained
-    pairs,          # a `Batch`, an (x, y) of (B,3,H,W), or a list of either (sizes may differ)
+    pairs,          # a `Batch`, an (x, y) of (B,3,H,W), a list of either (sizes may differ), or a source of 02, of which 32 crops are asked
     sched=None,     # default `net.schedule`
     distance=mse,   # d(a,b) -> (B,)
     **kw,           # further arguments of `match_curve`: method, gen, t_max, chunk
