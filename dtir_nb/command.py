@@ -105,11 +105,11 @@ def train(
     scale:str='default',   # size of the recipe
     seed:int=0,            # seeds everything
     workers:int=1,         # processes on this machine; more than one are started by torchrun
-    shards:int=0,          # parts of a batch; default: one per worker
+    shards:int=0,          # parts of a batch; default: one per worker, or as many as the run began with
 ):
     "Train a recipe, on one or several workers of this machine."
     from dtir_nb.launch import main, run_main
-    args = [recipe, '--out', out, '--scale', scale, '--seed', str(seed), '--shards', str(shards or workers)]
+    args = [recipe, '--out', out, '--scale', scale, '--seed', str(seed), *(['--shards', str(shards)] if shards else [])]
     if workers == 1: return main(args)
     if code := run_main([*args, '--workers', str(workers)]): raise SystemExit(code)
 
@@ -233,13 +233,15 @@ def fail(e:BaseException)->int:
 ALIASES = {'-o': '--out', '--model': '--run'}
 
 def parse(argv)->tuple:
-    "The subcommand's function and its arguments, by name; None if there is no such command."
+    "The subcommand's function and its arguments, by name; None if there is no such command. What it does not understand is a `ValueError`, one line."
     words = 2 if ' '.join(argv[:2]) in COMMANDS else 1
     name = ' '.join(argv[:words])
     if name not in COMMANDS: return None, name
     from fastcore.script import anno_parser
     func = COMMANDS[name]; args = [ALIASES.get(head, head)+eq+rest for head,eq,rest in (a.partition('=') for a in argv[words:])]
-    return func, {k: v for k,v in vars(anno_parser(func, prog=f'dtir {name}').parse_args(args)).items() if k not in ('pdb','xtra')}
+    def error(message): raise ValueError(f'{" ".join(message.split())}; dtir {name} --help says more')
+    ap = anno_parser(func, prog=f'dtir {name}'); ap.error = error
+    return func, {k: v for k,v in vars(ap.parse_args(args)).items() if k not in ('pdb','xtra')}
 
 # %% ../nbs/19a_command.ipynb #9887e057
 def dtir(argv=None)->int:
@@ -252,7 +254,8 @@ def dtir(argv=None)->int:
     if argv[0] == 'run':
         from dtir_nb.launch import run_main
         return run_main(argv[1:])
-    func, args = parse(argv)
+    try: func, args = parse(argv)
+    except ValueError as e: print(f'dtir: {e}', file=sys.stderr); return 2
     if func is None: print(f'dtir: no command {args!r}; there are {", ".join(COMMANDS)}', file=sys.stderr); return 2
     try: return func(**args) or 0
     except KeyboardInterrupt: print('dtir: stopped; start again to go on', file=sys.stderr); return 85

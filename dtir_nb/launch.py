@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['held_out', 'find_steps', 'put', 'tune', 'train_ours', 'plain_step', 'train_plain', 'Parser', 'options', 'named',
-           'chosen', 'said', 'one_line', 'work', 'main', 'worker', 'torchrun', 'agent', 'surroundings', 'read_status',
-           'attend', 'verdict', 'run_options', 'handed_on', 'supervise', 'run_main', 'score', 'table', 'start_rival',
-           'run_demo', 'report', 'figures', 'page']
+           'chosen', 'begun', 'settled', 'claim', 'said', 'one_line', 'work', 'main', 'worker', 'torchrun', 'agent',
+           'surroundings', 'read_status', 'attend', 'verdict', 'run_options', 'most', 'handed_on', 'supervise',
+           'run_main', 'score', 'table', 'start_rival', 'run_demo', 'report', 'figures', 'page']
 
 # %% ../nbs/19_launch.ipynb #d115cc09
-import argparse, base64, contextlib, ctypes, html, io, json, os, secrets, signal, subprocess, sys, tempfile, time
+import argparse, base64, contextlib, ctypes, html, io, json, os, re, secrets, signal, subprocess, sys, tempfile, time
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
@@ -18,7 +18,7 @@ from .degradations import STRENGTHS, degrade
 from .data import Mixture, Synthetic, stream
 from .conditioning import Timeless, seeded
 from .metrics import psnr, ssim
-from .checkpoints import load_net, run_lock, save_net
+from .checkpoints import checkpoints, load_net, run_lock, save_net
 from .parallel import Team, init_workers, stop_signals
 from .sharded import whole_state
 from .training import Preempted, exit_code, fit, read_log
@@ -28,7 +28,7 @@ from .finetuning import charbonnier, finetune
 from .large import finetune_sliced
 from .incremental import History, Stage, train_incremental
 from .restoring import Restorer, TimestepEstimator, build_net, save_restorer, train_estimator
-from .recipes import ABLATIONS, RECIPES, Recipe, ablation, check_config, clean_pictures, demo, fit_config, gef, photos, recipe, setting_a, setting_b, sources, team_of, write
+from .recipes import ABLATIONS, RECIPES, Recipe, ablation, check_config, clean_pictures, demo, fit_config, gef, photos, read_recipe, recipe, setting_a, setting_b, sources, team_of, write
 from .plan import plan_text
 
 # %% ../nbs/19_launch.ipynb #64df7e94
@@ -58,7 +58,7 @@ def tune(
     out, team,      # directory of the run, `Team`
 )->History:
     "Stages 3 and 4: task by task in the order of t*, or all tasks at once."
-    cfg, kw, src, clean = fit_config(r, r.tune, r.lr_tune), dict(patch=r.patch, batch=r.batch, reduce=team), sources(r), clean_pictures(r)
+    cfg, kw, src, clean = fit_config(r, r.tune, r.lr_tune, 1 if r.order == 'joint' else len(matches)), dict(patch=r.patch, batch=r.batch, reduce=team), sources(r), clean_pictures(r)
     if r.order != 'joint' and not (team and team.split):
         order = sorted(matches, key=lambda k: -matches[k].t) if r.order == 'descending' else None
         return train_incremental(full, src, matches, clean, cfg, gef(r), order=order, run=out/'tune', **kw)
@@ -69,7 +69,7 @@ def tune(
 # %% ../nbs/19_launch.ipynb #9b99926a
 def train_ours(
     r:Recipe,       # what to train
-    out,            # directory of the run; what is finished is not done again
+    out,            # directory of the run; what is trained is not trained again
     device='cpu',   # where
     team=None,      # a `Team` of workers
     say=print,      # told what happens
@@ -126,6 +126,36 @@ def chosen(a)->Recipe:
     more = [f'{k}={getattr(a, k)}' for k in ('seed','shards') if getattr(a, k) is not None]
     return recipe(named(a), *a.set, *more)
 
+# %% ../nbs/19_launch.ipynb #1244b68e
+def begun(
+    out,      # directory of a run
+    r:Recipe, # its recipe, but for the shards
+)->int:       # shards of the run; None if there is no run of this recipe
+    "With how many shards a run was begun, as its checkpoints know, or else its `config.json`."
+    old = read_recipe(out) if out else None
+    if not old or replace(old, shards=1) != replace(r, shards=1): return None
+    for p in (p for d in (Path(out)/'pretrain', *sorted((Path(out)/'tune').glob('*'))) for p in checkpoints(d)):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError): return int(json.loads((p/'state.json').read_text())['who']['shards'])
+    return old.shards
+
+def settled(
+    r:Recipe,
+    a,           # options
+    world:int,   # workers, at most
+)->Recipe:
+    "The recipe as so many workers train it: at least one shard for each."
+    asked, was = a.shards is not None or any(s.startswith('shards=') for s in a.set), begun(a.out, r)
+    r = replace(r, shards=was if was and not asked and was % world == 0 else max(r.shards, world))
+    if r.shards % world: raise ValueError(f'shards={r.shards}: not a multiple of the {world} workers')
+    return r
+
+def claim(r:Recipe, out):
+    "`check_config`, and a page without the shards of the workers is put right."
+    old = read_recipe(out)
+    if old and old.shards < r.shards == begun(out, r): write(Path(out)/'config.json', json.dumps(asdict(r), indent=1))
+    check_config(r, out)
+
+
 # %% ../nbs/19_launch.ipynb #c46d0187
 def said(
     out,          # directory of the run
@@ -143,10 +173,10 @@ def work(a):
     "Train what the options say, as one of the workers if there are several."
     if not a.out: raise ValueError('--out is missing: name a directory for the run')
     device = init_workers(a.patience) if a.device is None else torch.device(a.device)
-    r, world = chosen(a), int(os.environ.get('WORLD_SIZE', 1)) if 'RANK' in os.environ and a.device is None else 1
-    team = team_of(replace(r, shards=max(r.shards, world)), world); team.patience = a.patience
+    world = int(os.environ.get('WORLD_SIZE', 1)) if 'RANK' in os.environ and a.device is None else 1
+    r = settled(chosen(a), a, world); team = team_of(r, world); team.patience = a.patience
     first = team.rank == 0
-    if first: check_config(r, a.out)
+    if first: claim(r, a.out)
     if a.part == 'plain': return save_net(train_plain(r, a.out, device).cpu(), Path(a.out)/'plain.safetensors', dict(spec=r.spec | dict(T=None, experts=None)))
     net, matches, _ = train_ours(r, a.out, device, team, say=print if first else lambda *_: None)
     state = whole_state(net)
@@ -253,6 +283,12 @@ def run_options()->Parser:
     ap.add_argument('--nodes', default='1', help='machines, or MIN:MAX'); ap.add_argument('--master', help='HOST:PORT where machines meet; anyone who reaches it can join, so only inside a network you trust'); ap.add_argument('--job', default='dtir')
     return ap
 
+def most(a)->int:
+    "Workers of all machines, at most."
+    if not re.fullmatch(r'[1-9]\d*(:[1-9]\d*)?', a.nodes): raise ValueError(f'--nodes {a.nodes}: a number of machines, or MIN:MAX')
+    if a.workers < 1: raise ValueError(f'--workers {a.workers}: at least 1')
+    return a.workers*int(a.nodes.split(':')[-1])
+
 def handed_on(a)->list:
     "The part of the options that the workers need."
     args = [named(a), '--out', a.out, '--patience', a.patience, *[v for s in a.set for v in ('--set', s)]]
@@ -261,15 +297,15 @@ def handed_on(a)->list:
 # %% ../nbs/19_launch.ipynb #eeaf6255
 def supervise(argv)->int:
     "`run_main` without the catching of errors."
-    a = run_options().parse_args(argv); r = chosen(a)
+    a = run_options().parse_args(argv); n, r = most(a), chosen(a)
     if a.dry_run: print(plan_text(r, a.hardware)); return 0
     if not a.out: raise ValueError('--out is missing: name a directory for the run')
     if a.nodes != '1' and not a.master: raise ValueError(f'--nodes {a.nodes} wants --master HOST:PORT: by default nothing listens beyond this machine')
-    team_of(replace(r, shards=max(r.shards, a.workers)), a.workers)                                                              # refuse what cannot work
+    r = settled(r, a, n); a.shards = r.shards                                                                 # refuse what cannot work, and tell the workers
     me = f'{a.job}@{a.master}' if a.master else secrets.token_hex(8); env = surroundings(DTIR_PARENT=me)      # the parents of several machines answer to one name
     lock = contextlib.nullcontext(Path(a.out).mkdir(parents=True, exist_ok=True)) if a.master else run_lock(a.out, '.launcher')
     with lock, tempfile.TemporaryDirectory() as d, stop_signals() as asked, open(Path(a.out)/'workers.log', 'a') as log:
-        said(a.out, 0, parent=me); check_config(r, a.out)
+        said(a.out, 0, parent=me); claim(r, a.out)
         child = subprocess.Popen(agent(handed_on(a), a.workers, a.restarts, a.nodes, a.master, Path(d)/'meet', a.job), env=env, stderr=log, preexec_fn=_die_with_me)
         try: code, line = verdict(attend(child, a.out, asked, me), a.out, asked, me)
         finally:

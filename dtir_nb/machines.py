@@ -8,7 +8,7 @@ __all__ = ['SCRIPT', 'slurm']
 # %% ../nbs/19b_machines.ipynb #eaad529a
 import re, shlex
 from pathlib import Path
-from .launch import chosen, options
+from .launch import chosen, options, settled
 
 # %% ../nbs/19b_machines.ipynb #135ce6ee
 SCRIPT = '''#!/bin/bash
@@ -40,7 +40,7 @@ def slurm(
     setup='',          # lines that load modules or an environment
 )->str:                # the script
     "A Slurm batch script that trains a recipe, requeues itself when preempted, and stops when done or broken."
-    ap = options('dtir run'); ap.add_argument('--restarts'); a = ap.parse_args([*map(str, args)]); chosen(a)
+    ap = options('dtir run'); ap.add_argument('--restarts'); a = ap.parse_args([*map(str, args)]); settled(chosen(a), a, max(1, nodes*gpus))
     if not a.out: raise ValueError('--out is missing: name a directory that all machines see')
     if nodes < 1 or gpus < 1 or hours <= 0: raise ValueError(f'nodes={nodes}, gpus={gpus}, hours={hours}: each has to be above 0')
     h, m = divmod(round(hours*60), 60); line = shlex.join([*map(str, args)]); name = re.sub(r'\W+', '-', a.recipe)

@@ -93,11 +93,11 @@ class Hardware(NamedTuple):
     "One device: what its maker promises, and the share of it that training is assumed to reach."
     name: str
     tflops: float   # 32-bit operations per second, 10^12, of one device (a multiply-add is two)
-    half: float     # the same in 16 bits with tensor cores, 0 if it has none
+    half: float     # the same in bf16, the only half precision of a recipe; 0 if it has none
     gib: float      # memory
     share: float=.25 # assumed; depth-wise convolutions and norms are bound by memory, not by arithmetic
 
-HARDWARE = {h.name: h for h in (Hardware('1080ti', 11.3, 0, 11), Hardware('v100', 15.7, 125, 32), Hardware('3090', 35.6, 71, 24), Hardware('4090', 82.6, 165, 24), Hardware('a100', 19.5, 312, 80), Hardware('h100', 66.9, 989, 80), Hardware('h200', 66.9, 989, 141))}
+HARDWARE = {h.name: h for h in (Hardware('1080ti', 11.3, 0, 11), Hardware('v100', 15.7, 0, 32), Hardware('3090', 35.6, 71, 24), Hardware('4090', 82.6, 165, 24), Hardware('a100', 19.5, 312, 80), Hardware('h100', 66.9, 989, 80), Hardware('h200', 66.9, 989, 141))}
 
 def hardware(
     text:str,    # such as '8x1080ti', '8xH100', or 'here'
@@ -142,7 +142,9 @@ def rows(
     cost=None,     # from `counted`, if it is known
 )->list:           # of `Row`
     "What each stage of a recipe takes."
-    n, h = hardware(hw); speed = h and n*(h.half if r.amp and h.half else h.tflops)*1e12*h.share
+    n, h = hardware(hw)
+    if r.batch % n: raise ValueError(f'{n} devices for a batch of {r.batch}: it is cut into equal parts, at least one for each device')
+    speed = h and n*(h.half if r.amp and h.half else h.tflops)*1e12*h.share
     with seeded(r.seed): net = build_net(r.spec | dict(experts=None))
     fwd = lambda images, side: 2*images*count_macs(net, (1,3,side,side), 1)
     cost = cost or counted(r); per = {k: measure(r, k, seconds) for k in cost} if h is None else {k: c[0]/speed for k,c in cost.items()}
@@ -165,7 +167,7 @@ def plan_markdown(
     time_ = lambda v: f'{v:,.1f} h' if v >= 1 else f'{v*60:.1f} min' if v >= .1 else f'{v*3600:.1f} s'
     out = ['| stage | steps | pictures | 10¹² operations | time | memory per worker |', '|---|---:|---:|---:|---:|---:|']
     out += [f'| {o.stage} | {o.steps:,} | {o.images:,} | {o.ops/1e12:,.3g} | {time_(o.hours)} | {o.gib:.2f} GiB |' for o in (*rs, total)]
-    how = 'Time: measured on the first steps, on this machine, one worker.' if h is None else f'Time: counted operations over {n} × {h.half if r.amp and h.half else h.tflops} · 10¹²/s (as the maker says), of which a share of {h.share} is **assumed**; waiting for data or for other workers is not in it.'
+    how = 'Time: measured on the first steps, on this machine as busy as it is, one worker.' if h is None else f'Time: counted operations over {n} × {h.half if r.amp and h.half else h.tflops} · 10¹²/s (as the maker says), of which a share of {h.share} is **assumed**; waiting for data or for other workers is not in it.'
     if h and total.gib > h.gib: how += f' **{total.gib:.1f} GiB do not fit into {h.gib} GiB**: a smaller batch per worker, `Recompute`, or team=fsdp.'
     return '\n'.join([*out, '', how + ' Memory: tensors held at once, scaled from small pictures; the workspace of the convolutions comes on top.'])
 

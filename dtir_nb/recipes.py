@@ -26,7 +26,7 @@ from .finetuning import FinetuneConfig
 class Recipe:
     "Everything a run of the whole method depends on."
     tasks:tuple=('noisy','rainy','low_light','hazy') # degradations; without `data` drawn on the fly from clean photographs
-    data:str=''; sets:tuple=(); targets:tuple=()     # folder of data sets, those to learn from and those to be tested on: 'task/data set/split' each
+    data:str=''; sets:tuple=(); targets:tuple=()     # folder of data sets, those to learn from and those to be tested on (a note only: score with `dtir evaluate`): 'task/data set/split' each
     width:int=12; enc:tuple=(1,1,1); middle:int=2    # NAFNet: channels at full size, blocks per level on the way down, blocks at the bottom
     T:int=50; experts:int=4; top:int=2 # steps of the cosine schedule; experts per site (0: none), and how many of them a picture uses
     pre:int=900; tune:int=1000         # steps of generative pre-training; of fine-tuning, all stages together
@@ -39,7 +39,7 @@ class Recipe:
     mu:float=.01; lam_reg:float=1.; lam_orth:float=.01; lengths:bool=False; project:bool=False # weights of generation, importance, orthogonality; its first-order form
     rate:float=.05; cut:float=.5       # layer decay: rate, and depth that generation reaches
     order:str='ascending'              # tasks join by t*: 'ascending', 'descending', or all at once: 'joint'
-    ema:float=.99; save_every:int=0    # decay of the averaged weights; steps between checkpoints, 0: a quarter of a stage
+    ema:float=.99; save_every:int=0    # decay of the averaged weights; steps between checkpoints, 0: a quarter of a stage, at least 100
     team:str='exact'; shards:int=1     # 'exact', 'ddp' or 'fsdp'; parts of a batch, at least one per worker
     amp:str=''; full_disk:str='stop'   # '' or 'bf16'; see `FitConfig`
     background:bool=False; channels_last:bool=False; seed:int=0 # write checkpoints while training goes on, from a copy in memory; the memory layout that a GPU's convolutions prefer
@@ -58,9 +58,9 @@ def spec(r)->dict:
     "The network of a recipe, as `build_net` wants it."
     return dict(backbone='NAFNet', args=dict(width=r.width, enc=list(r.enc), middle=r.middle, dec=[1]*len(r.enc)), T=r.T, experts=dict(n=r.experts, k=r.top) if r.experts else None)
 
-def fit_config(r, steps, lr):
-    "How one stage of a recipe is trained."
-    return FitConfig(steps=steps, lr=lr, lr_min=min(1e-6, lr), warmup=min(50, steps//10), ema=r.ema, seed=r.seed, save_every=r.save_every or max(100, steps//4), amp=r.amp or False, full_disk=r.full_disk, background=r.background, channels_last=r.channels_last)
+def fit_config(r, steps, lr, stages=1):
+    "How a recipe is trained for so many steps, which may be those of several stages together."
+    return FitConfig(steps=steps, lr=lr, lr_min=min(1e-6, lr), warmup=min(50, steps//10), ema=r.ema, seed=r.seed, save_every=r.save_every or max(100, steps//stages//4), amp=r.amp or False, full_disk=r.full_disk, background=r.background, channels_last=r.channels_last)
 
 Recipe.spec = property(spec)
 
@@ -86,7 +86,7 @@ def check_recipe(r):
 
 # %% ../nbs/18b_recipes.ipynb #1130210b
 def demo(scale='default', seed=0)->Recipe:
-    "The demonstration on embedded photographs: 'tiny' proves that it runs, 'default' takes minutes, 'large' an hour."
+    "The demonstration on embedded photographs: 'tiny' proves that it runs, 'default' takes minutes, 'large' hours."
     sizes = dict(default={}, tiny=dict(pre=6, tune=8, est=4, batch=4, patch=32, matching=1, samples=8, size=64),
                  large=dict(pre=12_000, tune=12_000, est=1000, width=16, middle=3, patch=64, matching=24))
     if scale not in sizes: raise ValueError(f"scale is {scale!r}: it is {', '.join(map(repr, sizes))}")
@@ -101,7 +101,7 @@ def setting_a(
     task,        # 'hazy', 'rainy', 'snowy' or 'low_light'
     data='data', # folder with the data sets
 )->Recipe:
-    "Setting A: learn a task from one data set, be tested on another (Tables 1, 5)."
+    "Setting A: learn a task from one data set, be tested on another (Tables 1, 5–8)."
     if task not in SETTING_A: raise ValueError(f"setting_a has no task {task!r}: it has {', '.join(SETTING_A)}")
     source, target = SETTING_A[task]
     return Recipe(tasks=(task,), data=data, sets=(f'{task}/{source}',), targets=(f'{task}/{target}',), tune=300_000, experts=0, **PAPER)
@@ -109,7 +109,7 @@ def setting_a(
 def setting_b(
     data='data', # folder with the data of DA-CLIP
 )->Recipe:
-    "Setting B: ten degradations in one network, in ten stages (Tables 2, 6)."
+    "Setting B: ten degradations in one network, in ten stages (Tables 2, 9)."
     sets = [(k, f'{n} (DA-CLIP)') for k,n in SETTING_B.items()]
     return Recipe(tasks=tuple(SETTING_B), data=data, sets=tuple(f'{k}/{n}/train' for k,n in sets), targets=tuple(f'{k}/{n}/val' for k,n in sets), tune=1_000_000, experts=8, **PAPER)
 
