@@ -10,7 +10,7 @@ __all__ = ['FORMAT', 'CheckpointError', 'pack', 'canonical', 'sha256', 'write_fi
            'import_weights']
 
 # %% ../nbs/07_checkpoints.ipynb #bd0b3210
-import contextlib, errno, hashlib, json, os, re, shutil, socket, stat, subprocess, sys, tempfile, threading, warnings, zipfile
+import contextlib, copy, errno, hashlib, json, math, os, re, shutil, socket, stat, subprocess, sys, tempfile, threading, warnings, zipfile
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -214,7 +214,7 @@ def load_checkpoint(
             if e.code != 'E_DAMAGED': raise
             bad.append(str(e)); warnings.warn(f'passed over a damaged checkpoint: {e}')
         else: return got._replace(bad=tuple(bad))
-    if bad: raise CheckpointError(run, 'E_DAMAGED', f'no checkpoint is whole: {"; ".join(bad)}')
+    if bad: raise CheckpointError(run, 'E_DAMAGED', (f'step {step} is damaged: ' if step is not None else 'no checkpoint is whole: ') + '; '.join(bad))
     if step is not None: raise CheckpointError(run, 'E_MISSING', f'no step {step}; there are {[int(p.name[5:]) for p in all_]}')
 
 # %% ../nbs/07_checkpoints.ipynb #4bdf04f4
@@ -243,6 +243,7 @@ def save_checkpoint(
     keep=2,         # whole checkpoints to keep, at least 2
 )->Path:            # its directory
     "Save everything or nothing; the older checkpoints stay until this one has been read back."
+    if score is not None and not math.isfinite(score): raise CheckpointError(run, 'E_NONFINITE', f'the score of step {step} is {score}: it has to be a finite number, or None')
     if json.loads(canonical(state)) != state: raise ValueError('state would come back changed from JSON: use string keys and lists, not numbers as keys or tuples')
     files = {f'{k}.safetensors': pack(v) for k,v in tensors.items()} | {'state.json': canonical(state)}
     path = make_dir(Path(run)/'ckpt')/step_name(step)
@@ -276,7 +277,7 @@ class Writer:
         "Take a snapshot, and save it behind the caller's back; arguments of `save_checkpoint`."
         self.wait()
         self.copy = snapshot(tensors, self.copy)
-        self.thread = threading.Thread(target=self._write, args=(run, step, self.copy, state), kwargs=kw, name='checkpoint')
+        self.thread = threading.Thread(target=self._write, args=(run, step, self.copy, copy.deepcopy(state)), kwargs=kw, name='checkpoint')
         self.thread.start()
     def _write(self, *a, **kw):
         try: save_checkpoint(*a, **kw)

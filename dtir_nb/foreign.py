@@ -35,6 +35,7 @@ def _check_output(net, x):
         remedy = 'wrap it: Adapted(net, call=lambda net, img: net(img, …)) fills in what else it wants' if 'argument' in y else 'give `shape=` a size that it accepts, or read the error'
         return Finding('output', 'fail', y, remedy)
     if not isinstance(y, Tensor): return Finding('output', 'fail', f'returns a {type(y).__name__}', 'wrap it: Adapted(net, call=lambda net, img: net(img)[0]) picks the picture')
+    if not y.isfinite().all(): return Finding('output', 'fail', 'holds NaN or infinity', 'initialise it, or load its weights')
     if y.shape != x.shape: return Finding('output', 'fail', f'{tuple(x.shape)} becomes {tuple(y.shape)}', 'restoration keeps the size: build it with scale 1, or wrap it: Adapted(net, call=…) can resize')
     return Finding('output', 'ok')
 
@@ -42,10 +43,11 @@ def _check_sizes(net, x):
     sizes, ok = ((33,47), (47,33), (40,33)), lambda h, w: isinstance(y := _try(net, x.new_full((1, x.shape[1], h, w), .5)), Tensor) and y.shape[-2:] == (h, w)
     bad = [s for s in sizes if not ok(*s)]
     if not bad: return Finding('any size', 'ok')
-    if not ok(64, 128) or not ok(128, 64):
-        m = next((m for m in (1,2,4,8,16,32,64,128) if ok(m, m) and ok(3*m, 3*m) and ok(5*m, 5*m)), None)
-        return Finding('any size', 'fail', f'fails at {bad[0]}, and at 64×128', f'only squares: Adapted(net, multiple={m}, square=True)' if m else 'give it the one size that it was built for')
-    m = next((m for m in (2,4,8,16,32,64) if ok(m, 2*m) and ok(3*m, 2*m) and ok(5*m, 3*m)), 64)
+    h = x.shape[-2]; parts = [d for d in range(1, h+1) if h % d == 0]     # it accepts h, so what it wants divides h
+    if not ok(h, 2*h) or not ok(2*h, h):
+        m = next((m for m in parts if ok(m, m) and ok(3*m, 3*m) and ok(5*m, 5*m)), None)
+        return Finding('any size', 'fail', f'fails at {bad[0]}, and at {h}×{2*h}', f'only squares: Adapted(net, multiple={m}, square=True)' if m else 'give it the one size that it was built for')
+    m = next((m for m in parts[1:] if ok(m, 2*m) and ok(3*m, 2*m) and ok(5*m, 3*m)), h)
     return Finding('any size', 'fail', f'fails at {bad[0]}, accepts multiples of {m}', f'wrap it: Adapted(net, multiple={m})')
 
 # %% ../nbs/05a_foreign.ipynb #45625b84
@@ -92,7 +94,7 @@ def second_derivative_error(
 def _check_second(net, x):
     try: e = second_derivative_error(_calm(net, x), x)
     except Exception as err: return Finding('2nd derivative', 'fail', f'{type(err).__name__}: {str(err).splitlines()[0][:100]}', 'train with the displaced (eps > 0, the default) or projected form of orthogonality: they need no second derivatives; fused attention has them inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)')
-    if e > 1e-3: return Finding('2nd derivative', 'fail', f'off by {e:.2g} of its size', 'a hand-written autograd function? Write it in native operations, or train with the displaced (eps > 0, the default) or projected form of orthogonality')
+    if not e <= 1e-3: return Finding('2nd derivative', 'fail', f'off by {e:.2g} of its size', 'a hand-written autograd function? Write it in native operations, or train with the displaced (eps > 0, the default) or projected form of orthogonality')
     a,b = (torch.cat([v.flatten() for v in d.values()]) for d in hessian_vector(_calm(net, x), x, rng(0, 'hessian', device=x.device), h=3e-5))
     cos = nn.functional.cosine_similarity(a, b, 0).item()
     if cos < .9: return Finding('2nd derivative', 'warn', f'right, but a displaced gradient agrees with it to {cos:.2f} only: kinks, as of ReLU?', 'fine-tune with FinetuneConfig(eps=0) or (project=True, lam_orth=0); `agreement(net, batch)` measures it on your data')
@@ -102,7 +104,8 @@ def _check_second(net, x):
 def _check_used(net, x):
     names, ps = zip(*[(k,p) for k,p in net.named_parameters() if p.requires_grad]) if any(p.requires_grad for p in net.parameters()) else ((), ())
     if not ps: return Finding('gradients', 'fail', 'no parameter requires a gradient', 'net.requires_grad_(True)')
-    idle = [k for k,g in zip(names, torch.autograd.grad(net(x.clone()).square().mean(), ps, allow_unused=True)) if g is None]
+    try: idle = [k for k,g in zip(names, torch.autograd.grad(net(x.clone()).square().mean(), ps, allow_unused=True)) if g is None]
+    except RuntimeError as e: return Finding('gradients', 'fail', 'no gradient in training mode: ' + str(e).splitlines()[0][:80], 'take away its no_grad or detach, or the operation in place that overwrites what the backward pass needs')
     try: torch.autograd.grad(net.eval()(x.clone()).square().mean(), ps, allow_unused=True)
     except RuntimeError as e: return Finding('gradients', 'warn', 'no gradient in evaluation mode: ' + str(e).splitlines()[0][:80], 'it overwrites features there; the importance of its weights is taken in training mode instead')
     if idle: return Finding('gradients', 'warn', f'{len(idle)} parameters without gradient, e.g. {idle[0]}', 'harmless; they stay as they are')
@@ -150,6 +153,7 @@ class Adapted(nn.Module):
         x = pad_to(img.clone(), self.multiple, self.mode)
         if self.square: x = pad_to(x, max(x.shape[-2:]), self.mode)
         y = self.call(self.net, x) if self.call else self.net(x)
+        if y.shape[-2:] != x.shape[-2:]: raise ValueError(f'{type(self.net).__name__} made {tuple(y.shape[-2:])} of {tuple(x.shape[-2:])}: a restorer keeps the size, so bring the answer to it in call=')
         return y[..., :H, :W]
 
 # %% ../nbs/05a_foreign.ipynb #71edd635

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .core import Batch, check_images, check_steps
 from .data import stream
 from .schedule import Schedule, _same, add_noise, reverse
+from .conditioning import evaluating
 from .training import FitConfig, fit
 
 # %% ../nbs/10_matching.ipynb #b26e5c66
@@ -111,6 +112,8 @@ def _pairs(pairs, net=None):
     if hasattr(pairs, 'sample'): pairs = stream(pairs, batch=min(len(pairs), 32), ahead=0)(0)
     if isinstance(pairs, Batch): pairs = [pairs]
     elif isinstance(pairs, tuple) and len(pairs)==2 and isinstance(pairs[0], Tensor) and pairs[0].ndim==4: pairs = [pairs]
+    pairs = list(pairs)
+    if any(isinstance(p, Tensor) for p in pairs): raise ValueError('pairs holds bare tensors: give (x, y) of (B,3,H,W) each, a `Batch`, or a list of either')
     out = [(p.x, p.y) if isinstance(p, Batch) else tuple(p) for p in pairs]
     if not out: raise ValueError('pairs is empty: matching needs at least one clean picture with its degraded version')
     dev = next((p.device for p in net.parameters()), None) if isinstance(net, nn.Module) else None
@@ -124,11 +127,8 @@ def match(
     **kw,           # further arguments of `match_curve`: method, gen, t_max, chunk
 )->Match:
     "The matching time step of the degradation that turned the x of `pairs` into their y (Sec. 3.1)."
-    pairs, was = _pairs(pairs, net), getattr(net, 'training', None)
-    if was: net.eval()
-    try: curve = torch.cat([match_curve(net, x, y, sched, distance=distance, **kw) for x,y in pairs]).cpu()
-    finally:
-        if was: net.train()
+    pairs = _pairs(pairs, net)
+    with evaluating(net): curve = torch.cat([match_curve(net, x, y, sched, distance=distance, **kw) for x,y in pairs]).cpu()
     inp = torch.cat([distance(y, x) for x,y in pairs]).mean().item()
     flat = torch.cat([distance(y.mean((-2,-1), keepdim=True).expand_as(x), x) for x,y in pairs]).mean().item()
     return Match(match_timestep(curve), curve, inp, flat)
@@ -146,7 +146,7 @@ def plot_curves(
         line, = ax.plot(ts, mean, lw=1.2, label=f'{name} {o.t}'+('' if o.matched else ' (unmatched)'))
         ax.fill_between(ts, mean-sd/len(c)**.5, mean+sd/len(c)**.5, alpha=.15, color=line.get_color())
         ax.plot(o.t, mean.min(), 'o', color=line.get_color(), mfc=None if o.matched else 'white')
-    ax.axhline(1, c='k', ls=':', lw=.8); ax.set(xlabel='t', ylabel='d(net(y,t), x) / d(y,x)'); ax.legend(fontsize=7, ncol=2)
+    ax.axhline(1, c='k', ls=':', lw=.8); ax.set(xlabel='t', ylabel='d(net(y,t), x) / d(y,x)'); ax.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1,1))
     return ax
 
 # %% ../nbs/10_matching.ipynb #f70b4abf
@@ -154,7 +154,7 @@ def by_finetuning(
     draw,           # stream k -> `Batch` of pairs to train on
     cfg:FitConfig,  # how long and how fast
 ):                  # a way to ask, like `by_score`
-    "Ask a copy of the network that was briefly fine-tuned (plain L1) at just that step; trained when first asked."
+    "Ask a copy of the network that was briefly fine-tuned (plain L1) at just that step; each network is trained when first asked."
     tuned = {}
     def train(net, t):
         def step(n, batch, gen, reduce): return {'loss': (n(batch.y, t)-batch.x).abs().mean()}
@@ -162,8 +162,8 @@ def by_finetuning(
     def ask(net, y, t, sched, gen=None):
         out = torch.empty_like(y)
         for k in t.unique().tolist():
-            if k not in tuned: tuned[k] = train(net, k)
-            out[t==k] = tuned[k](y[t==k], k)
+            if (net,k) not in tuned: tuned[net,k] = train(net, k)
+            out[t==k] = tuned[net,k](y[t==k], k)
         return out
     return ask
 

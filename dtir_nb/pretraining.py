@@ -65,4 +65,5 @@ def pretrain(
     if not hasattr(net, 'schedule'): raise ValueError(f'net is a {type(net).__name__} without a schedule: give it a clock, Clocked(net, cosine_schedule())')
     source = Clean(images, patch=patch) if isinstance(images, (list,tuple)) else images
     draw = stream(source, batch=batch, seed=cfg.seed) if hasattr(source, 'sample') else source
+    if not callable(draw): raise ValueError(f'images is a {type(images).__name__}: give a list of pictures or files, a source, or a stream')
     return fit(net, draw, partial(pretrain_step, gamma=gamma), cfg, **kw)

@@ -201,12 +201,13 @@ def exit_code(
 
 # %% ../nbs/08_training.ipynb #4b6be78d
 def append_line(path, obj):
-    "Add one line of JSON to a file, whole or not at all; a crash can shorten it, not garble it."
+    "Add one line of JSON to a file, whole or not at all, and never behind one that a crash cut short."
     obj = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k,v in obj.items()}   # JSON knows no NaN
     line = (json.dumps(obj)+'\n').encode()
     try:
-        with open(path, 'ab', buffering=0) as f:
-            size = os.fstat(f.fileno()).st_size
+        with open(path, 'a+b', buffering=0) as f:
+            size = os.fstat(f.fileno()).st_size; f.seek(max(size-1, 0))
+            if size and f.read(1) != b'\n': line = b'\n'+line
             if f.write(line) < len(line): os.ftruncate(f.fileno(), size); raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as e: raise CheckpointError(path, 'E_DISK' if e.errno in _FULL else 'E_WRITE', f'{e.strerror}; {len(line)} bytes needed for a line of the log') from None
 
@@ -215,8 +216,10 @@ def read_log(
     name='log.jsonl',  # or 'bad_batches.jsonl'
 )->list:               # one dict per line
     "A log of a run; a line that a crash cut short is left out."
-    path = Path(run)/name
-    return [json.loads(l) for l in path.read_text().split('\n') if l.endswith('}')] if path.exists() else []
+    path, rows = Path(run)/name, []
+    for l in path.read_text(errors='replace').split('\n') if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError): rows.append(json.loads(l))
+    return rows
 
 def keep(
     history:list,   # filled with one dict per step
@@ -264,7 +267,8 @@ def resume(
     c = load_checkpoint(run)
     if c is None: return 0, 0, None
     state = upgraded(c)
-    if state.keys() != {'who','skipped','scale'} or c.tensors.keys() != parts.keys(): raise CheckpointError(c.path, 'E_KEYS', f'entries {sorted(state)} and {sorted(c.tensors)}: not a checkpoint of `fit`')
+    odd = sorted(({'who','skipped','scale'} ^ state.keys()) | (c.tensors.keys() ^ parts.keys()))
+    if odd: raise CheckpointError(c.path, 'E_KEYS', f'not a checkpoint of `fit`; missing or unknown: {", ".join(odd)}')
     odd = [f'{k} was {state["who"].get(k)}, is {who.get(k)}' for k in sorted({*who, *state['who']}) if who.get(k) != state['who'].get(k)]
     if odd: raise ValueError(f'{os.fspath(run)!a} belongs to a run with another configuration: {"; ".join(odd)}. Use the old one, or a new directory')
     for k,t in parts.items(): check_tensors(t, c.tensors[k], c.path/f'{k}.safetensors')   # look at all groups before touching one
@@ -386,7 +390,8 @@ def lap(self:RunDir):
 def watch(self:RunDir, after, k, net, avg, log):
     "Call the watchers; once a signal has come, no further one is begun, and one that is a generator is not continued."
     for f in after:
-        for _ in f(k, net, avg, log) or ():
+        out = f(k, net, avg, log)
+        for _ in out if hasattr(out, '__next__') else ():
             if self.asked: break
         if self.asked: break
 
