@@ -208,10 +208,10 @@ def finetune_step(
     n, mean_n = _count(batch, reduce, world)
     log, rec, g, o = _both(net, batch, t, gen, held, cfg, ps, reduce, world) if mean_n and cfg.mu else _alone(net, batch, t, cfg, ps)
     due = n/(cfg.mix*len(batch.x)) if cfg.mix else 0.     # clean pictures against those of an average step: μ stays μ however they come
-    g = _plus([None]*len(g), g, [due]*len(g))
-    if cfg.project and mean_n: g = _projected(g, rec, held, ps, reduce, world)
+    g, fade = _plus([None]*len(g), g, [due]*len(g)), [w[k] for k in held.names]
+    if cfg.project and mean_n: g, fade = _projected(_plus([None]*len(g), g, fade), rec, held, ps, reduce, world), [1.]*len(g)   # faded first: a fade would bring a conflict back
     if cfg.lengths: o = _as_long(o, rec, reduce, world)
-    gs = _plus(_plus(rec, g, [cfg.mu*w[k] for k in held.names]), o, [cfg.lam_orth*w[k] for k in held.names])
+    gs = _plus(_plus(rec, g, [cfg.mu*f for f in fade]), o, [cfg.lam_orth*w[k] for k in held.names])
     if cfg.lam_reg and held.imp is not None:
         log['reg'], pull = penalty_grads(net, held.theta0, held.imp, w, cfg.order)
         gs = _plus(gs, [pull.get(k) for k in held.names], [cfg.lam_reg]*len(gs))

@@ -156,9 +156,10 @@ def sliced_step(net, batch, gen, reduce, t_star, cfg, held, team):
     orth, pull = torch.zeros(()), [None]*len(ps)
     if cfg.lam_orth and mean_n and cfg.mu: l_rec, l_gen, rec, g, orth, pull = with_angles(net, batch, t, gen, h, cfg, ps, round(mean_n*team.world), team)
     else: l_rec, l_gen, rec, g = two_gradients(net, batch, t, gen, h, cfg, ps, n, mean_n)
-    if g is not None and cfg.project: g = unopposed(g, rec, team)
+    fade = [w[k] for k in h.names]
+    if g is not None and cfg.project: g, fade = unopposed(_plus([None]*len(ps), g, fade), rec, team), [1.]*len(ps)
     if cfg.lengths: pull = as_long(pull, rec, team)
-    gs = _plus(_plus(rec, g or [None]*len(ps), [cfg.mu*w[k] for k in h.names]), pull, [cfg.lam_orth*w[k] for k in h.names])
+    gs = _plus(_plus(rec, g or [None]*len(ps), [cfg.mu*f for f in fade]), pull, [cfg.lam_orth*w[k] for k in h.names])
     reg = 0.
     if cfg.lam_reg and h.imp is not None:
         reg, pull = pull_back(net, held, w, cfg, team); gs = _plus(gs, [pull.get(k) for k in h.names], [cfg.lam_reg]*len(gs))
