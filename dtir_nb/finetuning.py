@@ -160,7 +160,7 @@ def _balance_alone(net, y, t, cfg, ps, reduce, world):
     "Value and gradient of the load balance from a pass of its own, where every pair is in a group."
     if not (cfg.balance and _experts(net)): return 0., []
     net(y, t); l = _balance(net, cfg, reduce, world)
-    return l.detach(), torch.autograd.grad(l, ps, allow_unused=True)
+    return l.detach(), torch.autograd.grad(l, ps, allow_unused=True) if l.requires_grad else []
 
 def _both(net, batch, t, gen, held, cfg, ps, reduce, world):
     "Gradients of both objectives and of their orthogonality: (losses, rec, gen, orth), lists by parameter."
@@ -227,8 +227,7 @@ def finetune_step(
     "One step of generalisation-enhanced fine-tuning (Eq. 12, Algorithm 3)."
     check_images(batch.x, 'batch.x'); check_images(batch.y, 'batch.y'); held = Held(net, cfg) if held is None else held
     t, ps = steps_of(batch, t_star), [p for p in net.parameters() if p.requires_grad]
-    w = mean_weights(held.depth, t, rate=cfg.rate, rule=cfg.rule, T=net.T)
-    n, mean_n = _count(batch, reduce, world)
+    w, (n, mean_n) = mean_weights(held.depth, t, rate=cfg.rate, rule=cfg.rule, T=net.T), _count(batch, reduce, world)
     log, rec, g, o = _both(net, batch, t, gen, held, cfg, ps, reduce, world) if mean_n and cfg.mu else _alone(net, batch, t, cfg, ps, reduce, world)
     due = n/(cfg.mix*len(batch.x)) if cfg.mix else 0.     # clean pictures against those of an average step: μ stays μ however they come
     g, fade = _plus([None]*len(g), g, [due]*len(g)), [w[k] for k in held.names]
