@@ -105,6 +105,10 @@ def _check_header(im, path, max_pixels):
         if depth > 8: raise ImageError(path, 'E_DEPTH', f'{depth} bits per channel, of which the decoder would keep 8 in silence; save it with 8, or as 16-bit grey')
     if im.format == 'TIFF' and not im.mode.startswith('I') and max(im.tag_v2.get(258, (8,))) > 8: raise ImageError(path, 'E_DEPTH', f'{max(im.tag_v2[258])} bits per channel, of which the decoder would keep 8 in silence; save it with 8, or as 16-bit grey')
 
+def _negative(im):
+    "Is this a TIFF of 16-bit grey in which 0 is white? Pillow turns one of 8 bits round, of 16 it does not."
+    return im.format == 'TIFF' and im.mode.startswith('I') and im.tag_v2.get(262) == 0
+
 def _opaque(im, path, alpha):
     "The picture as RGB; what is transparent is refused, laid on white, or shown as the colours that lie beneath."
     if im.mode not in ('RGBA', 'LA', 'PA') and 'transparency' not in im.info: return im.convert('RGB')
@@ -122,11 +126,11 @@ def load_image(
     "Read a picture as RGB in [0,1], turned upright; raises `ImageError` with the file, a code and a remedy."
     if alpha not in ('refuse', 'white', 'ignore'): raise ValueError(f"alpha is {alpha!r}: it is 'refuse', 'white' or 'ignore'")
     with _open(path) as im:
-        try: _check_header(im, path, max_pixels); im.load(); im = ImageOps.exif_transpose(im)
+        try: _check_header(im, path, max_pixels); im.load(); negative = _negative(im); im = ImageOps.exif_transpose(im)
         except ImageError: raise
         except MemoryError: raise ImageError(path, 'E_TOO_LARGE', 'not enough memory to decode it; scale the picture down') from None
         except Exception as e: raise _damage(path, e) from None
-    if im.mode.startswith('I'): a = np.asarray(im).astype(np.float32)/65535
+    if im.mode.startswith('I'): a = np.asarray(im).astype(np.float32)/65535; a = 1-a if negative else a
     else: a = np.asarray(_opaque(im, path, alpha)).astype(np.float32)/255
     if a.ndim == 2: a = np.repeat(a[...,None], 3, -1)
     if a.min() < 0 or a.max() > 1: raise ImageError(path, 'E_DEPTH', 'holds values beyond 16 bits; rescale it to 8 or 16 bits')

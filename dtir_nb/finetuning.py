@@ -78,6 +78,8 @@ def _check_config(c):
         if not 0 <= getattr(c, name) <= 1: raise no(name, 'a share lies in [0,1]')
     for name in ('clump','samples','groups','angle'):
         if getattr(c, name) < 1: raise no(name, 'a number of pictures or groups, at least 1')
+    orders = c.order if isinstance(c.order, tuple) else (c.order,)
+    if not orders or set(orders)-{1,2}: raise no('order', 'take 1, 2 or (1,2)')
     if not 0 <= c.rate < 1: raise no('rate', 'a decay rate lies in [0,1); 0 switches the decay off')
     if c.project and c.lam_orth: raise no('project', f'projection stands in for the orthogonality loss; set lam_orth=0 (it is {c.lam_orth})')
     if (c.lam_orth or c.project) and not (c.mu and c.mix): raise no('mix' if c.mu else 'mu', 'without generation there is nothing to be orthogonal to; set lam_orth=0 and project=False')
@@ -89,6 +91,8 @@ class Held:
     "What a fine-tune holds on to: names and depths of the parameters, θ⁰ and importance (None: not held)."
     def __init__(self, net, cfg, theta0=None, imp=None):
         self.depth = depth_of(net)
+        for n,m in net.named_modules():     # experts are gathered, not entered: they lie where their router lies
+            if isinstance(m, MoE): self.depth |= {f'{n}.{k}': self.depth[f'{n}.router.weight'] for k,_ in m.named_parameters()}
         self.names = [n for n,p in net.named_parameters() if p.requires_grad]
         keep = set(shallow_params(self.depth, cfg.cut))
         self.shallow, self.theta0, self.imp = [n for n in self.names if n in keep], theta0, imp
@@ -102,11 +106,20 @@ def _expert_params(net):
     return {f'{n}.{k}' for n,m in net.named_modules() if isinstance(m, MoE) for k,_ in m.named_parameters()}
 
 def rec_losses(net, x, y, t, cfg):
-    "Reconstruction loss of each picture, (B,), with the load balance of the experts if there are any."
+    "Reconstruction loss of each picture, (B,)."
     out = net(y, t); _same(out, x, "the network's answer", 'batch.x')
     loss = cfg.rec(out, x)
     if loss.shape != t.shape: raise ValueError(f'cfg.rec returned shape {tuple(loss.shape)} for {len(t)} pictures: return the loss of each, (B,)')
-    return loss + cfg.balance*balance_loss(net) if cfg.balance and _experts(net) else loss
+    return loss
+
+def _balance(net, cfg, reduce=None, world=1):
+    "The weighted load balance of the pass just made, over all shards; None without experts."
+    return cfg.balance*balance_loss(net, reduce if world > 1 else None) if cfg.balance and _experts(net) else None
+
+def _with_balance(net, x, y, t, cfg, reduce=None, world=1, share=1.):
+    "`rec_losses`, and the load balance of the experts, which counts in full though these pictures are but a `share` of the batch."
+    loss = rec_losses(net, x, y, t, cfg); more = _balance(net, cfg, reduce, world)
+    return loss if more is None else loss + more/share
 
 # %% ../nbs/15_finetuning.ipynb #42c39e58
 def _split(n, k):
@@ -126,26 +139,36 @@ def _together(net, x, parts, noise, cfg):
     ts, es = zip(*(draw(x[s], noise[s.start]()) for s in parts))
     return gen_loss(net, x, None, gamma=cfg.gamma, t=torch.cat(ts), eps=torch.cat(es))
 
-def _groups(net, batch, t, gen, cfg):
+def _groups(net, batch, t, gen, cfg, reduce=None, world=1):
     "The objectives of a batch as functions: of groups of clean pictures, of groups of pairs, and of the pairs that only train."
     parts = _split(0 if batch.clean is None else len(batch.clean), cfg.groups); noise = {s.start: _again(gen) for s in parts}
     gs = [lambda s=s: gen_loss(net, batch.clean[s], noise[s.start](), gamma=cfg.gamma) for s in parts]
     if parts and not cfg.lam_orth: gs = [lambda: _together(net, batch.clean, parts, noise, cfg)]      # no angles, no need to tell them apart
     cutting = min(len(batch.x), max(cfg.angle, cfg.groups)) if cfg.lam_orth else 0
     rs = [lambda s=s: rec_losses(net, batch.x[s], batch.y[s], t[s], cfg) for s in (_split(cutting, cfg.groups) if cutting else [])]
-    r = slice(cutting, len(batch.x)); rest = [lambda: rec_losses(net, batch.x[r], batch.y[r], t[r], cfg)] if cutting < len(batch.x) else []
+    r, share = slice(cutting, len(batch.x)), 1-cutting/len(batch.x)
+    rest = [lambda: _with_balance(net, batch.x[r], batch.y[r], t[r], cfg, reduce, world, share)] if share else []
     return gs, rs, rest
 
 # %% ../nbs/15_finetuning.ipynb #fbf7f1f1
-def _alone(net, batch, t, cfg, ps):
+def _alone(net, batch, t, cfg, ps, reduce=None, world=1):
     "Loss and gradient of reconstruction, in the form of `_both`."
-    loss = rec_losses(net, batch.x, batch.y, t, cfg).mean()
+    loss = _with_balance(net, batch.x, batch.y, t, cfg, reduce, world).mean()
     return dict(rec=loss.detach()), list(_grads(loss, ps, 'the reconstruction loss')), [None]*len(ps), [None]*len(ps)
+
+def _balance_alone(net, y, t, cfg, ps, reduce, world):
+    "Value and gradient of the load balance from a pass of its own, where every pair is in a group."
+    if not (cfg.balance and _experts(net)): return 0., []
+    net(y, t); l = _balance(net, cfg, reduce, world)
+    return l.detach(), torch.autograd.grad(l, ps, allow_unused=True) if l.requires_grad else []
 
 def _both(net, batch, t, gen, held, cfg, ps, reduce, world):
     "Gradients of both objectives and of their orthogonality: (losses, rec, gen, orth), lists by parameter."
-    by, shallow, (gs, rs, rest) = dict(net.named_parameters()), held.shallow, _groups(net, batch, t, gen, cfg)
-    if cfg.lam_orth: o = orthogonality_step(gs, rs, ps, [by[n] for n in shallow], rest, cfg.eps, reduce, world); return dict(rec=o.l_rec, gen=o.l_gen, orth=o.loss), o.rec, o.gen, o.orth
+    by, shallow, (gs, rs, rest) = dict(net.named_parameters()), held.shallow, _groups(net, batch, t, gen, cfg, reduce, world)
+    if cfg.lam_orth:
+        more, pull = (0., []) if rest else _balance_alone(net, batch.y, t, cfg, ps, reduce, world)
+        o = orthogonality_step(gs, rs, ps, [by[n] for n in shallow], rest, cfg.eps, reduce, world)
+        return dict(rec=o.l_rec+more, gen=o.l_gen, orth=o.loss), _plus(o.rec, pull, [1.]*len(pull)), o.gen, o.orth
     l_rec = rest[0]().mean(); g_rec = _grads(l_rec, ps, 'the reconstruction loss')
     if not gs: return dict(rec=l_rec.detach()), list(g_rec), [None]*len(ps), [None]*len(ps)
     l_gen = torch.cat([g() for g in gs]).mean()
@@ -167,7 +190,7 @@ def _projected(g, rec, held, ps, reduce, world):
 # %% ../nbs/15_finetuning.ipynb #405f1f41
 def _as_long(o, rec, reduce, world):
     "The gradients `o`, made as long as `rec` over the parameters that they reach; both lengths are those of the whole batch."
-    both = [(a,b) for a,b in zip(o, rec) if a is not None and b is not None]
+    both = [(a, torch.zeros_like(a) if b is None else b) for a,b in zip(o, rec) if a is not None]     # as many on every shard, whatever experts its pictures chose
     if not both: return o
     if world > 1: both = [(reduce(a), reduce(b)) for a,b in both]
     a, b = (torch.stack(torch._foreach_norm(list(vs))).norm() for vs in zip(*both))
@@ -198,20 +221,20 @@ def finetune_step(
     reduce,      # mean over the shards of the batch
     t_star=1,    # matching step of the task, or {task: step}
     cfg=PLAIN,   # what to add to plain supervision
-    held=None,   # from `Held`: depths, θ⁰, importance
+    held=None,   # from `Held`: depths, θ⁰, importance; None: nothing is held
     world=1,     # shards of the batch
 )->dict:         # 'grads' by parameter, and what to log
     "One step of generalisation-enhanced fine-tuning (Eq. 12, Algorithm 3)."
-    check_images(batch.x, 'batch.x'); check_images(batch.y, 'batch.y')
+    check_images(batch.x, 'batch.x'); check_images(batch.y, 'batch.y'); held = Held(net, cfg) if held is None else held
     t, ps = steps_of(batch, t_star), [p for p in net.parameters() if p.requires_grad]
-    w = mean_weights(held.depth, t, rate=cfg.rate, rule=cfg.rule, T=net.T)
-    n, mean_n = _count(batch, reduce, world)
-    log, rec, g, o = _both(net, batch, t, gen, held, cfg, ps, reduce, world) if mean_n and cfg.mu else _alone(net, batch, t, cfg, ps)
+    w, (n, mean_n) = mean_weights(held.depth, t, rate=cfg.rate, rule=cfg.rule, T=net.T), _count(batch, reduce, world)
+    log, rec, g, o = _both(net, batch, t, gen, held, cfg, ps, reduce, world) if mean_n and cfg.mu else _alone(net, batch, t, cfg, ps, reduce, world)
     due = n/(cfg.mix*len(batch.x)) if cfg.mix else 0.     # clean pictures against those of an average step: μ stays μ however they come
-    g = _plus([None]*len(g), g, [due]*len(g))
-    if cfg.project and mean_n: g = _projected(g, rec, held, ps, reduce, world)
+    g, fade = _plus([None]*len(g), g, [due]*len(g)), [w[k] for k in held.names]
+    if cfg.project and mean_n: g, fade = _projected(_plus([None]*len(g), g, fade), rec, held, ps, reduce, world), [1.]*len(g)   # faded first: a fade would bring a conflict back
     if cfg.lengths: o = _as_long(o, rec, reduce, world)
-    gs = _plus(_plus(rec, g, [cfg.mu*w[k] for k in held.names]), o, [cfg.lam_orth*w[k] for k in held.names])
+    o = [None if a is None and b is None else v for a,b,v in zip(rec, g, o)]     # what no loss reaches, as an expert that nobody chose, is not to be moved by a gradient of zero
+    gs = _plus(_plus(rec, g, [cfg.mu*f for f in fade]), o, [cfg.lam_orth*w[k] for k in held.names])
     if cfg.lam_reg and held.imp is not None:
         log['reg'], pull = penalty_grads(net, held.theta0, held.imp, w, cfg.order)
         gs = _plus(gs, [pull.get(k) for k in held.names], [cfg.lam_reg]*len(gs))
@@ -275,6 +298,6 @@ def agreement(
 )->float:        # cosine of the displaced and the exact gradient of the orthogonality loss
     "Is `cfg.eps` right for this network? 1: yes. Below `least` it warns, and says what to take instead."
     if batch.clean is None: raise ValueError('batch.clean is None: the angle is between restoring and generating; make the batch with clean pictures, stream(…, clean=…, mix=…)')
-    keep = set(shallow_params(depth_of(net), cfg.cut)); shallow = [p for n,p in net.named_parameters() if n in keep and p.requires_grad]
+    keep = set(Held(net, cfg).shallow); shallow = [p for n,p in net.named_parameters() if n in keep]
     gs, rs, _ = _groups(net, batch, steps_of(batch, t_star), rng(seed, 'agreement', device=batch.x.device), cfg)
     return displaced_agreement(gs, rs, shallow, cfg.eps or 3e-5, least)

@@ -57,14 +57,18 @@ def scores(
     pairs:dict,  # task -> pairs, see `match`
     t:dict,      # task -> step
 )->dict:         # task -> mean PSNR in dB (RGB, clipped)
-    "How well each task is restored at its own step."
+    "How well each task is restored at its own step, in evaluation mode."
     lost = [k for k in pairs if k not in t]
     if lost: raise ValueError(f'pairs holds {lost[0]!r}, for which t has no step; it knows {", ".join(t)}')
     def one(k, x, y):
         out = net(y, t[k]); _same(out, x, "the network's answer", 'x')
         if not out.isfinite().all(): raise ValueError(f'net gives NaN or infinity on {k!r}: its weights, or the pictures, are broken')
         return psnr(out.clamp(0,1), x)
-    return {k: torch.cat([one(k, x, y) for x,y in _pairs(p, net)]).mean().item() for k,p in pairs.items()}
+    was = getattr(net, 'training', False)
+    if was: net.eval()
+    try: return {k: torch.cat([one(k, x, y) for x,y in _pairs(p, net)]).mean().item() for k,p in pairs.items()}
+    finally:
+        if was: net.train()
 
 class History(NamedTuple):
     "What incremental training left behind."
@@ -120,12 +124,16 @@ def train_incremental(
     return History(net, stages, rows)
 
 # %% ../nbs/16_incremental.ipynb #3272861e
+def _scored(h):
+    "A table of tasks by stages takes a score of each."
+    if not h.scores or any(s.new not in r for s in h.stages for r in h.scores): raise ValueError('h holds no scores of every task after every stage: train with val={task: pairs} for all of them')
+
 def history_table(
     h,           # `History`
     before=None, # scores before the first stage
 )->str:
     "The K×K history as Markdown: a row per stage, a column per task; tasks not yet trained in brackets."
-    ks = [s.new for s in h.stages]; out = ['| after | '+' | '.join(ks)+' |', '|---|'+'---:|'*len(ks)]
+    _scored(h); ks = [s.new for s in h.stages]; out = ['| after | '+' | '.join(ks)+' |', '|---|'+'---:|'*len(ks)]
     if before: out.append('| pre-training | '+' | '.join(f'({before[k]:.2f})' for k in ks)+' |')
     for s,r in zip(h.stages, h.scores): out.append(f'| + {s.new} | '+' | '.join(f'{r[k]:.2f}' if k in s.tasks else f'({r[k]:.2f})' for k in ks)+' |')
     return '\n'.join(out)
@@ -134,7 +142,7 @@ def forgetting_triangle(
     h,           # `History`
 )->torch.Tensor: # (K,K) in dB; row: stage, column: task, NaN where the task has not joined yet
     "How far each task has fallen, after each stage, from its best since it joined."
-    new = [s.new for s in h.stages]; S = torch.tensor([[r[k] for k in new] for r in h.scores])
+    _scored(h); new = [s.new for s in h.stages]; S = torch.tensor([[r[k] for k in new] for r in h.scores])
     best = torch.where(torch.ones_like(S).tril() > 0, S, -torch.inf).cummax(0).values
     return torch.where(best > -torch.inf, best-S, torch.nan)
 
@@ -151,7 +159,7 @@ def plot_history(
 ):
     "The K×K history, tasks that have not joined yet in faint letters, and beside it the forgetting triangle."
     import matplotlib.pyplot as plt
-    new = [s.new for s in h.stages]; rows = ([before] if before else [])+h.scores; off = len(rows)-len(new)
+    _scored(h); new = [s.new for s in h.stages]; rows = ([before] if before else [])+h.scores; off = len(rows)-len(new)
     S, F = torch.tensor([[r[k] for k in new] for r in rows]), forgetting_triangle(h)
     gain = S-S[:1] if before else S
     fig,axs = plt.subplots(1, 2, figsize=(3.6+1.5*len(new), 1.2+.36*len(rows)), dpi=80, layout='constrained')

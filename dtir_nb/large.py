@@ -7,6 +7,7 @@ __all__ = ['check_sliced', 'gram', 'angles', 'SlicedHeld', 'pull_back', 'shares'
            'weighted', 'with_angles', 'two_gradients', 'unopposed', 'as_long', 'sliced_step', 'finetune_sliced']
 
 # %% ../nbs/15a_large.ipynb #9f2e3d84
+import copy
 from functools import partial
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from .sharded import cut_like, dots, local
 from .training import FitConfig, differentiate, fit
 from .pretraining import gen_loss
 from .moe import MoE
+from .orthogonality import _gpus, _replayed
 from .finetuning import FinetuneConfig, Held, _again, _plus, _split, hold, rec_losses, steps_of
 from .layer_decay import mean_weights
 
@@ -50,7 +52,7 @@ def angles(
 # %% ../nbs/15a_large.ipynb #5b3450ad
 class SlicedHeld:
     "`Held`, with θ⁰ and importance cut like the network at the first step; the whole tensors are let go."
-    def __init__(self, held:Held): self.held, self.cut = held, None
+    def __init__(self, held:Held): self.held, self.cut = copy.copy(held), None
     def slices(self, net):
         "Parameter name -> (slice of θ⁰, of I1, of I2), and the factor common to all."
         h = self.held
@@ -119,7 +121,7 @@ def weighted(parts):
 
 def with_angles(net, batch, t, gen, held, cfg, ps, n, team):
     "Losses and gradient slices of both objectives and of the displaced orthogonality loss."
-    gs, rs, rest = objectives(net, batch, t, gen, cfg, n, team); B, on = len(batch.x)*team.world, [k in set(held.shallow) for k in held.names]
+    gs, rs, rest = objectives(net, batch, t, gen, cfg, n, team); gs, rs = ([(_replayed(f, _gpus(map(local, ps))), size) for f,size in fs] for fs in (gs, rs)); B, on = len(batch.x)*team.world, [k in set(held.shallow) for k in held.names]
     done = [((l := f()).detach(), differentiate(l, ps), size) for f,size in gs+rs+rest]
     l_gen, g = weighted([(size/n, l, g) for l,g,size in done[:len(gs)]]); l_rec, rec = weighted([(size/B, l, g) for l,g,size in done[len(gs):]])
     m = len(gs)+len(rs); orth, pull = angle_gradients([f for f,_ in (gs+rs)], [g for _,g,_ in done[:m]], len(gs), ps, on, cfg.eps, team)
@@ -156,9 +158,10 @@ def sliced_step(net, batch, gen, reduce, t_star, cfg, held, team):
     orth, pull = torch.zeros(()), [None]*len(ps)
     if cfg.lam_orth and mean_n and cfg.mu: l_rec, l_gen, rec, g, orth, pull = with_angles(net, batch, t, gen, h, cfg, ps, round(mean_n*team.world), team)
     else: l_rec, l_gen, rec, g = two_gradients(net, batch, t, gen, h, cfg, ps, n, mean_n)
-    if g is not None and cfg.project: g = unopposed(g, rec, team)
+    fade = [w[k] for k in h.names]
+    if g is not None and cfg.project: g, fade = unopposed(_plus([None]*len(ps), g, fade), rec, team), [1.]*len(ps)
     if cfg.lengths: pull = as_long(pull, rec, team)
-    gs = _plus(_plus(rec, g or [None]*len(ps), [cfg.mu*w[k] for k in h.names]), pull, [cfg.lam_orth*w[k] for k in h.names])
+    gs = _plus(_plus(rec, g or [None]*len(ps), [cfg.mu*f for f in fade]), pull, [cfg.lam_orth*w[k] for k in h.names])
     reg = 0.
     if cfg.lam_reg and h.imp is not None:
         reg, pull = pull_back(net, held, w, cfg, team); gs = _plus(gs, [pull.get(k) for k in h.names], [cfg.lam_reg]*len(gs))
@@ -184,6 +187,7 @@ def finetune_sliced(
     for v in (t.values() if isinstance(t, dict) else [t]): check_steps(v, net.T, 't')
     if isinstance(pairs, (list,tuple)): pairs = Pairs([y for _,y in pairs], [x for x,_ in pairs], 'pairs', patch=patch)
     if isinstance(clean, (list,tuple)): clean = Clean(clean, patch=patch)
+    if clean is None and (gef.mu*gef.mix or gef.lam_reg): raise ValueError('clean is None: generation and the importance of weights need clean pictures; pass some, or gef=PLAIN')
     draw = stream(pairs, batch=batch, seed=cfg.seed, clean=clean if gef.mu else None, mix=gef.mix if gef.mu else 0., clump=gef.clump)
     held = SlicedHeld(hold(net, clean, gef, cfg.seed) if held is None else held)
     return fit(net, draw, partial(sliced_step, t_star=t, cfg=gef, held=held, team=reduce), cfg, reduce=reduce, **kw)

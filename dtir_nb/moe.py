@@ -120,9 +120,9 @@ def balance_loss(
     reduce=None,    # mean of a tensor over ranks; None: there is one
 )->Tensor:          # scalar, 1 when balanced; mean over the sites
     "Load balance of the last forward pass, $n\\sum_ef_eP_e$ (Switch eq. 4), averaged over sites."
-    ms = list(_moes(net).values()); f = torch.cat([_share(m) for m in ms])
+    ms = list(_moes(net).values()); f, P = torch.cat([_share(m) for m in ms]), [m.routing[0].mean(0) for m in ms]   # both before `reduce`: meanwhile other shards may run the network
     f = f if reduce is None else reduce(f)
-    return sum(m.n*(s.to(m.routing[0])*m.routing[0].mean(0)).sum() for m,s in zip(ms, f.split([m.n for m in ms])))/len(ms)
+    return sum(m.n*(s.to(p)*p).sum() for m,p,s in zip(ms, P, f.split([m.n for m in ms])))/len(ms)
 
 # %% ../nbs/14_moe.ipynb #4508124c
 def expert_usage(

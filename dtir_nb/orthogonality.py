@@ -126,6 +126,25 @@ def every_digit(
         with torch.autocast(kind, enabled=False): yield
     finally: b.cudnn.allow_tf32, b.cuda.matmul.allow_tf32 = was
 
+# %% ../nbs/12_orthogonality.ipynb #339a3fa9
+def _replayed(
+    f,           # a function that may draw from the global generators, as dropout does
+    devices=(),  # GPUs whose generators it may draw from
+):               # the same, drawing at every call what it drew at the first
+    "`f` with the global randomness of its first call; later calls leave the generators as they found them."
+    was = []
+    def again():
+        if not was: was.append((torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in devices])); return f()
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(was[0][0]); [torch.cuda.set_rng_state(s, d) for s,d in zip(was[0][1], devices)]
+            return f()
+    return again
+
+def _gpus(ps):
+    "The GPUs of these tensors."
+    return sorted({p.device.index for p in ps if p.is_cuda})
+
+
 # %% ../nbs/12_orthogonality.ipynb #d9a1c2f1
 def _displaced(f, ps, g, v, eps):
     "Product of the Hessian of a group's loss with `v`, by a forward difference of length eps·‖θ‖; the weights come back bit for bit."
@@ -158,6 +177,8 @@ def orthogonality_step(
 )->Orthogonal:
     "Every gradient that a fine-tuning step needs, at little more than the price of two plain gradients."
     where, digits = _where(shallow, params, eps), partial(every_digit, shallow[0].device.type)
+    if eps: gen, rec = ([_replayed(f, _gpus(shallow[:1])) for f in fs] for fs in (gen, rec))
+    trained = _each(rest, params, 'rest', False)      # first: no graph is alive yet, and no weight displaced, if a loss waits for other shards
     with digits() if eps else contextlib.nullcontext(): g, r = _each(gen, shallow, 'gen', not eps), _each(rec, params, 'rec', not eps)
     flat = [torch.stack([_flat(gs, shallow) for gs in part]) if part else shallow[0].new_zeros(0, sum(p.numel() for p in shallow)) for part in ([gs for _,_,gs in g], [[gs[k] for k in where] for _,_,gs in r])]
     if eps: flat = [f.detach().requires_grad_() for f in flat]
@@ -168,7 +189,7 @@ def orthogonality_step(
         with digits(): pull = sum(_displaced(f, shallow, g0, v, eps) for f,g0,v in jobs)
     else: pull = _flat(_grads(loss, shallow, 'the orthogonality loss'), shallow)
     orth = dict(zip(where, (o.view_as(p) for o,p in zip(pull.split([p.numel() for p in shallow]), shallow))))
-    l_gen, g_mean = _mean(g); l_rec, r_mean = _mean(r+_each(rest, params, 'rest', False)); g_mean = dict(zip(where, g_mean))
+    l_gen, g_mean = _mean(g); l_rec, r_mean = _mean(r+trained); g_mean = dict(zip(where, g_mean))
     return Orthogonal(loss.detach(), l_gen, l_rec, [g_mean.get(k) for k in range(len(params))], r_mean, [orth.get(k) for k in range(len(params))])
 
 # %% ../nbs/12_orthogonality.ipynb #6d2c946c
@@ -179,6 +200,7 @@ def displaced_agreement(
     least=.9,       # warn below
 )->float:           # cosine of the displaced and the exact gradient of the orthogonality loss
     "Does the displaced form point where double backward points? 1 on smooth networks; a warning with the remedy where it does not."
+    gen, rec = ([_replayed(f, _gpus(shallow[:1])) for f in fs] for fs in (gen, rec))
     a,b = (_flat(orthogonality_step(gen, rec, shallow, shallow, eps=e).orth, shallow) for e in (eps, 0.))
     cos = F.cosine_similarity(a, b, dim=0).item()
     if not cos >= least: warnings.warn(f'the displaced gradient of the orthogonality loss agrees with double backward to {cos:.2f} only (kinks, as of ReLU?): use eps=0, exact and dearer, or project=True with lam_orth=0')

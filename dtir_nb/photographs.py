@@ -14,7 +14,7 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
-from .core import FORMATS, ImageError, check_images, whole, _check_header, _damage, _open
+from .core import FORMATS, ImageError, check_images, whole, _check_header, _damage, _negative, _open
 
 # %% ../nbs/16a_photographs.ipynb #7fb72413
 def _raw(im):
@@ -64,6 +64,7 @@ def _admit(im, path, max_pixels):
     try: _check_header(im, path, max_pixels)
     except ImageError as e:
         if not (e.code == 'E_DEPTH' and _deep(im) or e.code == 'E_FRAMES' and im.format == 'MPO' and im.mode in ('RGB','L')): raise
+    if 'transparency' in im.info and (_deep(im) or im.mode.startswith('I')): raise ImageError(path, 'E_DEPTH', '16 bits with one colour declared transparent; save it with an alpha channel')
     wide = ';16' in _raw(im) or im.format == 'TIFF' and max(im.tag_v2.get(258, (8,))) > 8                       # 258: bits per sample
     if wide and not _deep(im) and not im.mode.startswith('I'): raise ImageError(path, 'E_DEPTH', 'more than 8 bits in a layout of which the decoder keeps 8, or noise, in silence; save it as 16-bit grey, RGB or RGBA, the channels interleaved')
 
@@ -97,6 +98,7 @@ def read_photo(
                 turn = im.getexif().get(0x0112); im.load(); up = ImageOps.exif_transpose(im); info = _notes(im)
                 if deep is not None: deep = _UPRIGHT.get(turn, lambda a: a)(deep)
                 a, alpha = _split(up, deep)
+                if _negative(im): a = 65535-a
             except ImageError: raise
             except MemoryError: raise ImageError(path, 'E_TOO_LARGE', 'not enough memory to decode it; scale the picture down') from None
             except Exception as e: raise _damage(path, e) from None
@@ -122,6 +124,7 @@ def _write_png16(path, a, info):
     with open(path, 'wb') as f:
         f.write(b'\x89PNG\r\n\x1a\n'+_chunk(b'IHDR', w.to_bytes(4,'big')+h.to_bytes(4,'big')+bytes([16, {3:2,4:6}[c], 0, 0, 0])))
         if 'icc_profile' in info: f.write(_chunk(b'iCCP', b'ICC Profile\0\0'+zlib.compress(info['icc_profile'])))
+        if 'dpi' in info: f.write(_chunk(b'pHYs', b''.join(round(d/.0254).to_bytes(4,'big') for d in info['dpi'])+b'\1'))   # dots per metre
         if 'exif' in info: f.write(_chunk(b'eXIf', info['exif'].removeprefix(b'Exif\0\0')))
         above = np.zeros(w*c*2, np.uint8)
         for r in a:
@@ -165,7 +168,7 @@ def write_photo(
     img:Tensor,        # the restored picture (3,H,W)
     path,              # where to; the suffix decides the format
 ):                     # the path
-    "Write a restored photograph with the alpha, depth, greyness, profile and EXIF of the original, whole or not at all."
+    "Write a restored photograph, whole or not at all, with what the format can hold of the original: alpha, depth, greyness, profile, EXIF and dots per inch. JPEG, WEBP and BMP take 8 bits, WEBP no dots per inch, BMP no profile and no EXIF."
     path = Path(path); fmt = _format(path)
     if photo.alpha is not None and fmt in ('JPEG','BMP'): raise ImageError(path, 'E_FORMAT', f'{fmt} cannot hold the transparency of the original; write a .png')
     if max(img.shape[1:]) > {'JPEG':65535, 'WEBP':16383}.get(fmt, 1e9): raise ImageError(path, 'E_FORMAT', f'{fmt} cannot hold {img.shape[2]}×{img.shape[1]} pixels; write a .png')

@@ -82,6 +82,12 @@ def test_displaced_gradient_keeps_its_digits():
     with pytest.MonkeyPatch.context() as m: m.setattr(orthogonality, 'every_digit', lambda kind: contextlib.nullcontext()); bare = displaced_agreement(gen, rec, ps, least=-2)
     print('without every_digit:', bare); assert torch.backends.cudnn.allow_tf32 == was
 
+def test_dropout_is_drawn_once():
+    with seeded(0): net = torch.nn.Sequential(torch.nn.Conv2d(3,24,3,padding=1), torch.nn.GELU(), torch.nn.Dropout(.3), torch.nn.Conv2d(24,3,3,padding=1)).to(DEV)
+    ps = list(net.parameters())
+    x = torch.rand(4,3,16,16, generator=rng(0,'dropout')).to(DEV); fs = [lambda i=i: (net(x[i:i+1])-.5*x[i:i+1]).square().mean((1,2,3)) for i in range(4)]
+    assert displaced_agreement(fs[:2], fs[2:], ps) > .999
+
 @pytest.mark.parametrize('amp', (False, 'bf16', 'fp16'))
 def test_pretraining_learns_in_every_precision(photos, amp):
     net, log = Clocked(nafnet_small(), cosine_schedule()).to(DEV), []
