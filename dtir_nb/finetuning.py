@@ -14,7 +14,7 @@ from torch import Tensor
 from .core import check_images, check_steps, rng
 from .schedule import _same
 from .data import Clean, Pairs, stream
-from .conditioning import depth_of
+from .conditioning import depth_of, evaluating
 from .training import FitConfig, fit
 from .pretraining import ddpm, gen_loss
 from .importance import Importance, anchor, gen_loss_at, importance, noised, penalty_grads
@@ -48,10 +48,10 @@ class FinetuneConfig:
     "What generalisation-enhanced fine-tuning adds to plain supervision. Every 0 switches its part off."
     mix:float=0.1           # clean pictures per picture of the batch, for the generation loss (Sec. 2.1)
     clump:int=2             # they come so many at a time, so that generation has gradients to compare
-    mu:float=0.01           # weight μ of the generation loss
+    mu:float=0.003          # weight μ of the generation loss
     lam_reg:float=1.        # weight λ1 of the importance regularisation (eq. 5)
-    lam_orth:float=0.01     # weight λ2 of the orthogonality loss (eq. 8)
-    lengths:bool=False      # λ2 is a ratio of lengths, of the orthogonality gradient to the reconstruction gradient
+    lam_orth:float=0.03     # λ2 of the orthogonality loss (eq. 8)
+    lengths:bool=True       # λ2 is a ratio of lengths, of the orthogonality gradient to the reconstruction gradient; False: the weight of a loss, as in the paper
     project:bool=False      # instead of the orthogonality loss: project the generation gradient (first order)
     rate:float=0.05         # decay rate a of the layer weights (eq. 10)
     cut:float=0.5           # deepest layer that generation reaches
@@ -84,7 +84,7 @@ def _check_config(c):
     if c.project and c.lam_orth: raise no('project', f'projection stands in for the orthogonality loss; set lam_orth=0 (it is {c.lam_orth})')
     if (c.lam_orth or c.project) and not (c.mu and c.mix): raise no('mix' if c.mu else 'mu', 'without generation there is nothing to be orthogonal to; set lam_orth=0 and project=False')
 
-PLAIN = FinetuneConfig(mix=0., mu=0., lam_reg=0., lam_orth=0.)   # plain supervision
+PLAIN = FinetuneConfig(mix=0., mu=0., lam_reg=0., lam_orth=0., lengths=False)   # plain supervision
 
 # %% ../nbs/15_finetuning.ipynb #9e7a8edb
 class Held:
@@ -256,10 +256,8 @@ def hold(
 )->Held:
     "θ⁰ and the importance of each weight to generation, from `cfg.samples` clean crops (Algorithm 6)."
     if not cfg.lam_reg or clean is None: return Held(net, cfg)
-    draw, was = stream(clean, batch=max(1, cfg.samples), seed=seed), net.training
-    x = draw(0).x.to(next(net.parameters()).device)
-    imp = _importance(net, cfg.of(net.schedule), noised(x, net.schedule, rng(seed, 'importance', device=x.device)))
-    net.train(was); free = _expert_params(net)
+    x, free = stream(clean, batch=max(1, cfg.samples), seed=seed)(0).x.to(next(net.parameters()).device), _expert_params(net)
+    with evaluating(net): imp = _importance(net, cfg.of(net.schedule), noised(x, net.schedule, rng(seed, 'importance', device=x.device)))
     return Held(net, cfg, anchor(net), Importance(*({k: v for k,v in d.items() if k not in free} for d in (imp.I1, imp.I2)), imp.n))
 
 # %% ../nbs/15_finetuning.ipynb #0775c4cd

@@ -36,7 +36,7 @@ class Recipe:
     matching:int=12; samples:int=64    # pairs from which t* is found; clean crops from which the importance is computed
     size:int=192                       # side of the held-out pictures that are scored, at most (demonstration only)
     mix:float=.1; clump:int=4          # clean pictures per picture in fine-tuning, and how many come at a time
-    mu:float=.01; lam_reg:float=1.; lam_orth:float=.01; lengths:bool=False; project:bool=False # weights of generation, importance, orthogonality; its first-order form
+    mu:float=.003; lam_reg:float=1.; lam_orth:float=.03; lengths:bool=True; project:bool=False # weights of generation, importance, orthogonality; its first-order form
     rate:float=.05; cut:float=.5       # layer decay: rate, and depth that generation reaches
     order:str='ascending'              # tasks join by t*: 'ascending', 'descending', or all at once: 'joint'
     ema:float=.99; save_every:int=0    # decay of the averaged weights; steps between checkpoints, 0: a quarter of a stage, at least 100

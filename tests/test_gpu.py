@@ -94,7 +94,7 @@ def test_pretraining_learns_in_every_precision(photos, amp):
     pretrain(net, photos, FitConfig(steps=60, lr=1e-3, amp=amp, seed=0, progress=False), patch=48, batch=8, after=[lambda k, n, a, l: log.append(l['loss'])])
     assert sum(log[-10:]) < .8*sum(log[:10]), log
 
-FORMS = dict(plain=PLAIN, displaced=FinetuneConfig(samples=4, lam_orth=.01), exact=FinetuneConfig(samples=4, lam_orth=.01, eps=0.), lengths=FinetuneConfig(samples=4, lam_orth=.03, lengths=True), projected=FinetuneConfig(samples=4, lam_orth=0., project=True))
+FORMS = dict(plain=PLAIN, displaced=FinetuneConfig(samples=4, lam_orth=.01, lengths=False), exact=FinetuneConfig(samples=4, lam_orth=.01, lengths=False, eps=0.), lengths=FinetuneConfig(samples=4, lam_orth=.03, lengths=True), projected=FinetuneConfig(samples=4, lam_orth=0., project=True))
 @pytest.mark.parametrize('form', FORMS)
 def test_finetuning_and_resuming(photos, form, tmp_path):
     "The same numbers twice, and in two parts."

@@ -85,7 +85,7 @@ def test_p10_a_signal_between_two_matchings(one, tmp_path, monkeypatch):
 
 def test_a_directory_of_another_recipe(half):
     was = untouched(half); rc, said = line(*TINY, '--set', 'mu=.5', '--out', half)
-    assert rc == 2 and len(said) == 1 and 'another configuration (mu=0.01)' in said[0] and untouched(half) == was
+    assert rc == 2 and len(said) == 1 and 'another configuration (mu=0.003)' in said[0] and untouched(half) == was
 
 def test_a_checkpoint_of_another_model(half, one):
     p = ck.checkpoints(half/'pretrain')[0]; files = {f.name: f.read_bytes() for f in p.iterdir() if f.name != 'manifest.json'}

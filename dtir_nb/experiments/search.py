@@ -39,7 +39,7 @@ def run(seed, steps=300, **gef)->dict:
     tuned = net
     if steps:
         pairs = Mixture({k: Synthetic(fs, k, STRENGTHS[k].source, patch=48) for k in T_STAR})
-        tuned = finetune(copy.deepcopy(net), pairs, Clean(fs, patch=48), T_STAR, FitConfig(steps=steps, lr=1e-3, lr_min=1e-6, ema=.98, seed=seed), FinetuneConfig(samples=32, **gef), patch=48, batch=8).eval()
+        tuned = finetune(copy.deepcopy(net), pairs, Clean(fs, patch=48), T_STAR, FitConfig(steps=steps, lr=1e-3, lr_min=1e-6, ema=.98, seed=seed), FinetuneConfig(samples=32, lengths=False, **gef), patch=48, batch=8).eval()
     out = {}
     for k,t in T_STAR.items():
         y = degrade(x, k, rng(0,'val',k), STRENGTHS[k].source)[0]; n = (y+10/255*torch.randn(y.shape, generator=rng(0,'nuisance',k))).clamp(0,1)

@@ -67,7 +67,7 @@ def validation(imgs, side=128):
     return {k: [(x, degrade(x, k, rng(1, 'valid', k, i))[0]) for i,x in enumerate(mid)] for k in TASKS}
 
 # %% ../../nbs/experiments/shipping.ipynb #1acc9f8d
-GEF = FinetuneConfig(lam_orth=0., project=True, clump=8)
+GEF = FinetuneConfig(mu=.01, lam_orth=0., lengths=False, project=True, clump=8)
 
 def fit_config(cfg, steps, lr=None): return FitConfig(steps=steps, lr=lr or cfg.lr, lr_min=1e-6, warmup=min(100, steps//10), ema=.995 if steps>500 else .9, seed=cfg.seed, save_every=max(50, min(500, steps//4)), progress=False)
 
