@@ -34,7 +34,7 @@ def once(
     path,         # JSON file of the result
     run,          # run(**config) -> a dict of numbers, lists and strings
     **config,     # everything the run depends on, seed included
-)->dict:          # the record: config, result, commit, machine, seconds
+)->dict:          # the record: config, result, commit, machine, seconds (of its last piece, if it was cut)
     "Run unless `path` holds the record of this very configuration; written whole or not at all."
     path = Path(path)
     if path.exists():
