@@ -46,7 +46,7 @@ def level(
     rs = [r[part][n]['psnr'] for n in regimes if n in r[part]]
     return _mean([_mean(v) for v in rs]) if rs else None
 
-def _mean(v): return sum(v)/len(v)
+def _mean(v): v = list(v); return sum(v)/len(v)
 
 # %% ../../nbs/experiments/claims.ipynb #3519ec4f
 T95 = (None, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)   # two-sided 95 % of Student's t, by degrees of freedom
