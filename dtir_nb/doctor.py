@@ -224,15 +224,14 @@ def _listing(root):
 # %% ../nbs/02a_doctor.ipynb #ca97f1e9
 def _by_layout(row, paths):
     "Groups of one layout among `paths`, by split and by the folder that the layout begins in."
-    sides = []
-    for pattern in (row.lq, row.gt):
+    places = {}                                                          # (split, folder) -> degraded and clean sides
+    for side,pattern in enumerate((row.lq, row.gt)):
         rx = re.compile(rf'(?:^|/){pattern}$') if pattern else None
-        sides.append([(m, p) for p in paths if rx and (m := rx.search(Path(p).as_posix()))])
-    place = lambda m: (m.groupdict().get('split'), m.string[:m.start()])
-    for at in sorted(dict.fromkeys(place(m) for s in sides for m,_ in s), key=lambda k: str(k[0])):
-        lq, gt = [(m.groups(), p) for m,p in sides[0] if place(m) == at], {}
-        for m,p in sides[1]:
-            if place(m) == at: gt.setdefault(m.groups(), p)
+        for p in paths:
+            if rx and (m := rx.search(Path(p).as_posix())): places.setdefault((m.groupdict().get('split'), m.string[:m.start()]), ([], []))[side].append((m.groups(), p))
+    for at,(lq,clean) in sorted(places.items(), key=lambda o: str(o[0][0])):
+        gt = {}
+        for k,p in clean: gt.setdefault(k, p)
         pairs = [(p, gt[k]) for k,p in lq if k in gt]
         used = {b for _,b in pairs}
         yield at[0], pairs, [p for k,p in lq if k not in gt], [p for p in gt.values() if p not in used]

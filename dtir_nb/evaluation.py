@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from .core import FORMATS, ImageError, load_image, save_image
 from .data import pair_files
+from .conditioning import evaluating
 from .checkpoints import replace_file
 from .metrics import DACLIP, Protocol, bootstrap, card_json, card_line, card_markdown, centre_crop, metric_card, score
 from .paper import DATASETS_B, PAPER, TEN
@@ -145,15 +146,11 @@ def _why(e, pair):
 # %% ../nbs/18_evaluation.ipynb #4e47a139
 def _run(restorer, pairs, protocol, perceptual, device, pictures):
     rows,errors = [],[]
-    train = isinstance(restorer, nn.Module) and restorer.training
-    if train: restorer.eval()
-    try:
+    with evaluating(restorer):
         for p in pairs:
             try: rows.append(evaluate_pair(restorer, p, protocol, perceptual, device, pictures))
             except ValueError as e: errors.append(dict(name=p.name, error=_why(e, p)))
             except Exception as e: raise RuntimeError(f'{p.name}: {type(e).__name__}: {e}') from e
-    finally:
-        if train: restorer.train()
     return rows, errors
 
 def save_evaluation(

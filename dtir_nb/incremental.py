@@ -14,6 +14,7 @@ import torch
 from .core import check_steps, rng
 from .schedule import _same
 from .data import Clean, Mixture
+from .conditioning import evaluating
 from .metrics import psnr
 from .training import FitConfig
 from .matching import Match, _pairs
@@ -64,11 +65,7 @@ def scores(
         out = net(y, t[k]); _same(out, x, "the network's answer", 'x')
         if not out.isfinite().all(): raise ValueError(f'net gives NaN or infinity on {k!r}: its weights, or the pictures, are broken')
         return psnr(out.clamp(0,1), x)
-    was = getattr(net, 'training', False)
-    if was: net.eval()
-    try: return {k: torch.cat([one(k, x, y) for x,y in _pairs(p, net)]).mean().item() for k,p in pairs.items()}
-    finally:
-        if was: net.train()
+    with evaluating(net): return {k: torch.cat([one(k, x, y) for x,y in _pairs(p, net)]).mean().item() for k,p in pairs.items()}
 
 class History(NamedTuple):
     "What incremental training left behind."

@@ -11,14 +11,14 @@ import argparse, hashlib, json, os, tempfile
 from functools import partial
 from pathlib import Path
 import torch
-from ..core import load_image, rng
+from ..core import load_image
 from ..data import embedded_photos, files
 from ..leaks import leaks
 from ..metrics import psnr, ssim
 from ..restoring import Restorer, clean_summary, load_restorer, pretrained, restore_folder, weights_folder, _target
 from ..evaluation import find_pairs, load_pair
 from .records import once
-from .shipping import Ship
+from .shipping import Ship, divided
 
 # %% ../../nbs/experiments/blind.ipynb #8ae820e6
 TASK_OF = dict(lowlight='low_light', shadow='shadowed', rain100h='rainy', rain100l='rainy', rain_other='rainy')   # folder -> task, where the names differ
@@ -76,7 +76,7 @@ def on_clean(data, run, weights)->dict:
 def overlap(data, cfg=Ship())->dict:
     "Clean sides of the pairs that the leak finder finds among the photographs that the network was trained on, or watched on."
     ours, clean = files(Path(data)/'clean'), [p for d in _folders(data) for p in files(d/'GT')]
-    watched = torch.randperm(len(ours)+len(embedded_photos('train')), generator=rng(cfg.seed, 'valid'))[:cfg.valid].tolist()   # as `shipping.photographs` splits them
+    watched, _ = divided(len(ours)+len(embedded_photos('train')), cfg)
     role = {str(p): 'validation' if i in watched else 'training' for i,p in enumerate(ours)}
     found, errors = leaks(ours, clean, workers=1)
     return dict(ours=len(ours), validation=sum(v == 'validation' for v in role.values()), clean=len(clean), errors=len(errors),

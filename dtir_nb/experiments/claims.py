@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'HALVES', 'T95', 'rows', 'WHEN', 'SPLITS', 'read', 'level', 'interval', 'effect', 'plot_effects', 'pairs_of',
-           'effect_table', 'point', 'plot_front', 'public_table', 'sweep', 'plot_sweeps', 'when_table', 'decide',
-           'best_split', 'verdict', 'first_runs', 'eight_gpus']
+           'effect_table', 'seeds_of', 'point', 'plot_front', 'public_table', 'sweep', 'plot_sweeps', 'when_table',
+           'decide', 'best_split', 'verdict', 'first_runs', 'eight_gpus']
 
 # %% ../../nbs/experiments/claims.ipynb #fa5f2578
 import json, math
@@ -107,6 +107,10 @@ def effect_table(recs, rows, base='scratch', kinds=('source','nuisance','noise',
     return '\n'.join(out + [f'| {r} | {pairs_of(recs, r, base)} | ' + ' | '.join(cell(effect(recs, r, base, k, tasks, ten=ten)) for k in kinds) + ' |' for r in rows])
 
 # %% ../../nbs/experiments/claims.ipynb #345af138
+def seeds_of(recs, row, tasks=TASKS_A):
+    "Seeds with which a row was run on all tasks."
+    return {s for n,_,s in recs if n == row and all((row,t,s) in recs for t in tasks)}
+
 def point(recs, row, kinds=('source','nuisance'), tasks=TASKS_A, part='test'):
     "Levels in dB, mean over tasks and seeds, or None if a task has no record."
     per = [[_mean([level(recs[row,t,s], t, k, part) for s in ss]) if (ss := sorted(s for n,u,s in recs if (n,u)==(row,t))) else None for t in tasks] for k in kinds]
@@ -116,7 +120,7 @@ def plot_front(recs, tasks=TASKS_A):
     "The front of source against nuisance over the splits of the compute, from the seeds that all rows have."
     fig, ax = plt.subplots(figsize=(5.2,3), dpi=80)
     lines = ((('scratch, half','scratch','scratch, equal time'),'x--'), (('full, pre 25','full','full, pre 75'),'o-'), (('pre-trained',),'s'), (('scratch, augmented','pre-trained, augmented'),'^:'))
-    have = [h for names,_ in lines for n in names if (h := {s for s in (0,1,2) if all((n,t,s) in recs for t in tasks)})]; seeds = set.intersection(*have)
+    have = [h for names,_ in lines for n in names if (h := seeds_of(recs, n, tasks))]; seeds = set.intersection(*have) if have else set()
     recs = {k: r for k,r in recs.items() if k[2] in seeds}
     for names,mark in lines:
         ps = [(n,p) for n in names if (p := point(recs, n, tasks=tasks))]
@@ -183,14 +187,14 @@ def best_split(
     least=3,   # seeds that all three splits must have, else it is 'full'
 ):             # name of a row
     "The split of the compute with the best mean of source and nuisance on the validation photographs."
-    names = SPLITS; seeds = [s for s in (0,1,2) if all((n,t,s) in recs for n in names for t in tasks)]
+    seeds = set.intersection(*(seeds_of(recs, n, tasks) for n in SPLITS))
     score = lambda n: sum(level(recs[n,t,s], t, k, 'val') for t in tasks for s in seeds for k in ('source','nuisance'))
-    return max(names, key=score) if len(seeds) >= least else 'full'
+    return max(SPLITS, key=score) if len(seeds) >= least else 'full'
 
 def verdict(recs, tasks=TASKS_A, seeds=(0,1,2)):
     "One line per claim: (claim, effect, decision). As long as a run is missing that the rule asks for, the decision is a provisional one."
     ours = best_split(recs, tasks); get = lambda base, kind: effect(recs, ours, base, kind, tasks).get('mean')
-    whole = lambda n: all((n,t,s) in recs for t in tasks for s in seeds)
+    whole = lambda n: seeds_of(recs, n, tasks) >= {*seeds}
     def say(bases, kind): d = decide([get(b, kind) for b in bases]); return d if all(map(whole, (*SPLITS, *bases))) or d == 'not run' else f'so far {d}'
     return [(f'{ours} against {what}, {kind}', get(bases[0], kind), say(bases, kind))
             for kind in KINDS for what,bases in {'plain supervision': ('scratch','scratch, equal time'), 'the augmented rival (not in the rule)': ('scratch, augmented',)}.items()]

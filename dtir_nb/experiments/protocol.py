@@ -29,7 +29,7 @@ from ..conditioning import Clocked, Timeless, add_sites, seeded
 from ..metrics import psnr, ssim
 from ..checkpoints import load_net, replace_file, save_net
 from ..parallel import die_with_parent
-from ..training import FitConfig, fit
+from ..training import FitConfig, fit, read_log
 from ..pretraining import gen_loss, pretrain
 from ..matching import match
 from ..importance import Importance, anchor
@@ -308,8 +308,7 @@ def examine(net, tasks, t, size, parts=('val','test')):
 # %% ../../nbs/experiments/protocol.ipynb #e82f7476
 def curve(run, every=50):
     "Mean reconstruction loss over each `every` steps, from the log of a run; empty where a run has several logs."
-    p = Path(run)/'log.jsonl'; rows = [json.loads(l) for l in p.read_text().splitlines()] if p.exists() else []
-    v = [r.get('rec', r['loss']) for r in rows if 'loss' in r]
+    v = [r.get('rec', r['loss']) for r in read_log(run) if 'loss' in r]
     return [round(sum(v[i:i+every])/len(v[i:i+every]), 5) for i in range(0, len(v), every)]
 
 # %% ../../nbs/experiments/protocol.ipynb #c1dc858e
