@@ -134,6 +134,7 @@ def in_turn(
         return [v for _,v in words]
     finally:
         for a in answers: a.put(None)
+        for p in parts: p.ident and p.join()   # Python aborts if it ends while a thread is inside torch
 
 # %% ../nbs/07a_parallel.ipynb #92741f4b
 def each_shard(
