@@ -97,7 +97,7 @@ def test_p4_one_of_two_workers_killed(tmp_path, want):
 
 @slow
 def test_p5_a_stalled_worker_is_named_and_replaced(tmp_path, want):
-    rc, out = finish(torchrun(tmp_path/'run', restarts=1, STALL='1:6', PATIENCE='4')); assert 'Ranks 1 failed to pass' in out, out
+    rc, out = finish(torchrun(tmp_path/'run', restarts=1, STALL='1:6', PATIENCE='16')); assert 'Ranks 1 failed to pass' in out, out
     assert rc == 0 and final(tmp_path/'run') == want, out
 
 @slow
