@@ -288,13 +288,24 @@ def depth_of(
     size:int=64,    # side of the picture that is tried
     args=(),        # further inputs
 )->dict:            # parameter name -> depth in [0,1]
-    "Depth of every parameter by order of execution: 0 for the submodule entered first, 1 for the last; never entered counts as 1."
-    order, owners = {}, {n: m for n,m in net.named_modules() if any(True for _ in m.parameters(recurse=False))}
-    def enter(name): order.setdefault(name, len(order))
-    hooks = [m.register_forward_pre_hook(lambda mod,i,n=n: enter(n)) for n,m in owners.items()]
-    try:
-        with torch.no_grad(), evaluating(net): net(_probe(net, size, 1), *((1,) if isinstance(net, (Clocked,Timeless)) else ()), *args)
-    finally:
-        for h in hooks: h.remove()
-    last = max(len(order)-1, 1)
-    return {n: order.get(n.rpartition('.')[0], last)/last for n,_ in net.named_parameters()}
+    "Depth of every parameter by order of execution: 0 for the submodule entered first, 1 for the last. One whose weights are used without entering it lies where the innermost submodule around it was entered; if there is none, it counts as 1."
+    wrapped = isinstance(net, (Clocked,Timeless)); whole = {'', 'net'} if wrapped else {''}
+    owners, rank = {n for n,m in net.named_modules() if any(True for _ in m.parameters(recurse=False))}, {}
+    def enter(name): rank.setdefault(name, sum(n in owners for n in rank))
+    hooks = [m.register_forward_pre_hook(lambda mod,i,n=n: enter(n)) for n,m in net.named_modules()]
+    with _no_shortcut(), torch.no_grad(), evaluating(net):
+        try: net(_probe(net, size, 1), *((1,) if wrapped else ()), *args)
+        finally:
+            for h in hooks: h.remove()
+    last = max(sum(n in owners for n in rank)-1, 1)
+    def depth(name):
+        while name not in rank and name: name = name.rpartition('.')[0]
+        return 1. if name in whole-owners else min(rank[name]/last, 1.)
+    return {n: depth(n.rpartition('.')[0]) for n,_ in net.named_parameters()}
+
+@contextmanager
+def _no_shortcut():
+    "A transformer layer of PyTorch enters its submodules, as in training, instead of one fused operation."
+    was = torch.backends.mha.get_fastpath_enabled(); torch.backends.mha.set_fastpath_enabled(False)
+    try: yield
+    finally: torch.backends.mha.set_fastpath_enabled(was)

@@ -91,8 +91,6 @@ class Held:
     "What a fine-tune holds on to: names and depths of the parameters, θ⁰ and importance (None: not held)."
     def __init__(self, net, cfg, theta0=None, imp=None):
         self.depth = depth_of(net)
-        for n,m in net.named_modules():     # experts are gathered, not entered: they lie where their router lies
-            if isinstance(m, MoE): self.depth |= {f'{n}.{k}': self.depth[f'{n}.router.weight'] for k,_ in m.named_parameters()}
         self.names = [n for n,p in net.named_parameters() if p.requires_grad]
         keep = set(shallow_params(self.depth, cfg.cut))
         self.shallow, self.theta0, self.imp = [n for n in self.names if n in keep], theta0, imp
