@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'HALVES', 'T95', 'rows', 'WHEN', 'SPLITS', 'read', 'level', 'interval', 'effect', 'plot_effects', 'pairs_of',
-           'effect_table', 'seeds_of', 'point', 'plot_front', 'public_table', 'sweep', 'plot_sweeps', 'when_table',
-           'decide', 'best_split', 'verdict', 'first_runs', 'eight_gpus']
+           'effect_table', 'remembered', 'slopes', 'plot_memory', 'seeds_of', 'point', 'plot_front', 'public_table',
+           'sweep', 'plot_sweeps', 'when_table', 'decide', 'best_split', 'verdict', 'first_runs', 'eight_gpus']
 
 # %% ../../nbs/experiments/claims.ipynb #fa5f2578
 import json, math
@@ -100,11 +100,33 @@ def pairs_of(recs, a, b='scratch'):
     "How many runs of row a have a partner of row b: same task, same seed."
     return sum((b,t,s) in recs for n,t,s in recs if n == a)
 
-def effect_table(recs, rows, base='scratch', kinds=('source','nuisance','noise','jpeg','strength','companion'), tasks=TASKS_A, ten=False):
-    "The same as a table in Markdown, with the number of pairs of runs; noise and jpeg are the two halves of the nuisance."
+def effect_table(recs, rows, base='scratch', kinds=('source','nuisance','noise','jpeg','strength','companion'), tasks=TASKS_A, ten=False, turned=False):
+    "The same as a table in Markdown, with the number of pairs of runs; noise and jpeg are the two halves of the nuisance. `turned`: `base` less each row."
     cell = lambda e: '—' if not e else f"{e['mean'][0]:+.2f}" + ('' if math.isnan(e['mean'][1]) else f" ± {e['mean'][1]:.2f}")
-    out = [f'| dB over {base} | pairs | ' + ' | '.join(kinds) + ' |', '|---|' + '---:|'*(1+len(kinds))]
-    return '\n'.join(out + [f'| {r} | {pairs_of(recs, r, base)} | ' + ' | '.join(cell(effect(recs, r, base, k, tasks, ten=ten)) for k in kinds) + ' |' for r in rows])
+    two = lambda r: (base, r) if turned else (r, base)
+    out = [f"| dB {f'of {base} over' if turned else f'over {base}'} | pairs | " + ' | '.join(kinds) + ' |', '|---|' + '---:|'*(1+len(kinds))]
+    return '\n'.join(out + [f'| {r} | {pairs_of(recs, *two(r))} | ' + ' | '.join(cell(effect(recs, *two(r), k, tasks, ten=ten)) for k in kinds) + ' |' for r in rows if r != base])
+
+# %% ../../nbs/experiments/claims.ipynb #34e7670d
+def remembered(recs, base='scratch', kind='noise', tasks=TASKS_A):
+    "A list of (row, task, log10 of the generation loss that is left, dB over `base` of the same task and seed), for each run that has such a loss."
+    return [(n, t, math.log10(r['result']['gen']), level(r, t, kind)-level(recs[base,t,s], t, kind)) for (n,t,s),r in sorted(recs.items()) if r['result'].get('gen') and t in tasks and (base,t,s) in recs]
+
+def slopes(dots):
+    "dB per tenfold generation loss, by least squares within each task, and their mean with its interval: {task: slope, 'mean': (mean, half width)}."
+    out = {}
+    for t in dict.fromkeys(d[1] for d in dots):
+        xs, ys = zip(*(d[2:] for d in dots if d[1]==t)); mx, my = _mean(xs), _mean(ys)
+        if (var := sum((x-mx)**2 for x in xs)): out[t] = sum((x-mx)*(y-my) for x,y in zip(xs, ys))/var
+    return out | ({'mean': interval([*out.values()])} if out else {})
+
+def plot_memory(dots, ax=None, base='scratch', kind='noise'):
+    "The dots of `remembered`, a colour for each task, a mark for each row."
+    ax = ax or plt.subplots(figsize=(7,2.9), dpi=80)[1]; tasks, rows = (list(dict.fromkeys(d[i] for d in dots)) for i in (1,0)); marks = 'osD^v<>pPX*hd8H'
+    for r,t in dict.fromkeys(d[:2] for d in dots): ax.plot(*zip(*((10**x,y) for n,u,x,y in dots if (n,u)==(r,t))), marks[rows.index(r)%len(marks)], ms=4, color=f'C{tasks.index(t)}', ls='')
+    for i,t in enumerate(tasks): ax.plot([], [], 's', color=f'C{i}', label=t)
+    for i,r in enumerate(rows): ax.plot([], [], marks[i%len(marks)], color='gray', label=r)
+    ax.axhline(0, color='k', lw=.4); ax.set(xscale='log', xlabel='generation loss after fine-tuning', ylabel=f'{kind}: dB over {base}'); ax.legend(fontsize=6, loc='center left', bbox_to_anchor=(1,.5)); ax.figure.tight_layout(); return ax
 
 # %% ../../nbs/experiments/claims.ipynb #345af138
 def seeds_of(recs, row, tasks=TASKS_A):
