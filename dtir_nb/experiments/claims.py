@@ -140,7 +140,7 @@ def point(recs, row, kinds=('source','nuisance'), tasks=TASKS_A, part='test'):
 
 def plot_front(recs, tasks=TASKS_A):
     "The front of source against nuisance over the splits of the compute, from the seeds that all rows have."
-    fig, ax = plt.subplots(figsize=(5.2,3), dpi=80)
+    fig, ax = plt.subplots(figsize=(5.6,3.6), dpi=80)
     lines = ((('scratch, half','scratch','scratch, equal time'),'x--'), (('full, pre 25','full','full, pre 75'),'o-'), (('pre-trained',),'s'), (('scratch, augmented','pre-trained, augmented'),'^:'))
     have = [h for names,_ in lines for n in names if (h := seeds_of(recs, n, tasks))]; seeds = set.intersection(*have) if have else set()
     recs = {k: r for k,r in recs.items() if k[2] in seeds}
@@ -148,8 +148,8 @@ def plot_front(recs, tasks=TASKS_A):
         ps = [(n,p) for n in names if (p := point(recs, n, tasks=tasks))]
         if not ps: continue
         ax.plot(*zip(*(p for _,p in ps)), mark, ms=5, lw=.8)
-        for n,p in ps: ax.annotate(n, p, fontsize=7, xytext=(4,3), textcoords='offset points')
-    ax.set(xlabel='source, dB', ylabel='nuisance, dB', title=f'seeds: {", ".join(map(str, sorted(seeds)))}'); ax.margins(.15); fig.tight_layout(); return ax
+        for i,(n,p) in enumerate(ps): ax.annotate(n, p, fontsize=7, xytext=(7,-3) if len(ps)==1 else (0,(-11,5)[i%2]), textcoords='offset points', ha='left' if len(ps)==1 else 'center')   # below and above in turn
+    ax.set(xlabel='source, dB', ylabel='nuisance, dB', title=f'seeds: {", ".join(map(str, sorted(seeds)))}'); ax.margins(.2); fig.tight_layout(); return ax
 
 # %% ../../nbs/experiments/claims.ipynb #f53d2c0b
 def public_table(recs, rows, base='scratch', tasks=TASKS_A):
