@@ -102,7 +102,7 @@ def pairs_of(recs, a, b='scratch'):
 
 def effect_table(recs, rows, base='scratch', kinds=('source','nuisance','noise','jpeg','strength','companion'), tasks=TASKS_A, ten=False, turned=False):
     "The same as a table in Markdown, with the number of pairs of runs; noise and jpeg are the two halves of the nuisance. `turned`: `base` less each row."
-    cell = lambda e: '—' if not e else f"{e['mean'][0]:+.2f}" + ('' if math.isnan(e['mean'][1]) else f" ± {e['mean'][1]:.2f}")
+    cell = lambda e: '—' if not e else f"{e['mean'][0]:+.2f}" + ('' if math.isnan(e['mean'][1]) else f"<br>±{e['mean'][1]:.2f}")
     two = lambda r: (base, r) if turned else (r, base)
     out = [f"| dB {f'of {base} over' if turned else f'over {base}'} | pairs | " + ' | '.join(kinds) + ' |', '|---|' + '---:|'*(1+len(kinds))]
     return '\n'.join(out + [f'| {r} | {pairs_of(recs, *two(r))} | ' + ' | '.join(cell(effect(recs, *two(r), k, tasks, ten=ten)) for k in kinds) + ' |' for r in rows if r != base])
@@ -154,7 +154,7 @@ def plot_front(recs, tasks=TASKS_A):
 # %% ../../nbs/experiments/claims.ipynb #f53d2c0b
 def public_table(recs, rows, base='scratch', tasks=TASKS_A):
     "The effect over `base` on each public set, seeds averaged; the interval is over seeds."
-    cell = lambda e: '—' if not e else f'{e[0]:+.2f}' + ('' if math.isnan(e[1]) else f' ± {e[1]:.2f}')
+    cell = lambda e: '—' if not e else f'{e[0]:+.2f}' + ('' if math.isnan(e[1]) else f'<br>±{e[1]:.2f}')
     sets = [(t,n) for t in tasks for n in PUBLIC.get(t, ())]
     out = [f'| dB over {base} | ' + ' | '.join(f'{n} ({t})' for t,n in sets) + ' |', '|---|' + '---:|'*len(sets)]
     return '\n'.join(out + [f'| {r} | ' + ' | '.join(cell(effect(recs, r, base, n, (t,)).get(t)) for t,n in sets) + ' |' for r in rows])
