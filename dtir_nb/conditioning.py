@@ -282,6 +282,14 @@ def seeded(
         torch.set_rng_state(rng(seed, 'init', *key).get_state())
         yield
 
+# %% ../nbs/05_conditioning.ipynb #49e2b58c
+@contextmanager
+def _no_shortcut():
+    "A transformer layer of PyTorch enters its submodules, as in training, instead of one fused operation."
+    was = torch.backends.mha.get_fastpath_enabled(); torch.backends.mha.set_fastpath_enabled(False)
+    try: yield
+    finally: torch.backends.mha.set_fastpath_enabled(was)
+
 # %% ../nbs/05_conditioning.ipynb #9d15f939
 def depth_of(
     net:nn.Module,  # a network, called as net(img), or net(img, t) if it is `Clocked`
@@ -302,10 +310,3 @@ def depth_of(
         while name not in rank and name: name = name.rpartition('.')[0]
         return 1. if name in whole-owners else min(rank[name]/last, 1.)
     return {n: depth(n.rpartition('.')[0]) for n,_ in net.named_parameters()}
-
-@contextmanager
-def _no_shortcut():
-    "A transformer layer of PyTorch enters its submodules, as in training, instead of one fused operation."
-    was = torch.backends.mha.get_fastpath_enabled(); torch.backends.mha.set_fastpath_enabled(False)
-    try: yield
-    finally: torch.backends.mha.set_fastpath_enabled(was)
