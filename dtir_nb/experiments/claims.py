@@ -171,8 +171,10 @@ def sweep(recs, name, task, kind, choice, part='test'):
     return out
 
 def plot_sweeps(recs, choice, names=('mix','rate','cut','mu','lam_reg','ratio','t'), kinds=('source','nuisance')):
-    "A panel for each setting; solid: source, dashed: nuisance."
-    fig, axs = plt.subplots(1, len(names), figsize=(2*len(names),2.1), dpi=80)
+    "A panel for each setting that was varied; solid: source, dashed: nuisance."
+    names = [n for n in names if any(len(sweep(recs, n, t, kinds[0], choice)) > 1 for t in SWEEP_TASKS)]
+    if not names: return None
+    fig, axs = plt.subplots(1, len(names), figsize=(2*len(names),2.1), dpi=80, squeeze=False); axs = axs[0]
     for ax,name in zip(axs, names):
         for c,t in enumerate(SWEEP_TASKS):
             for k,ls in zip(kinds, ('-','--')):
@@ -188,7 +190,7 @@ def when_table(recs, kinds=('source','nuisance','strength')):
     "Effects over `scratch` in the same circumstances, on the tasks of the sweeps."
     cell = lambda e: '—' if not e else f"{e['mean'][0]:+.2f}"
     out = ['| circumstances | row | ' + ' | '.join(kinds) + ' |', '|---|---|' + '---:|'*len(kinds)]
-    return '\n'.join(out + [f"| {w.strip(', ') or 'as above'} | {r} | " + ' | '.join(cell(effect(recs, r+w, 'scratch'+w, k, SWEEP_TASKS)) for k in kinds) + ' |' for w in WHEN for r in ('pre-trained','full')])
+    return '\n'.join(out + [f"| {w.strip(', ') or 'as above'} | {r} | " + ' | '.join(cell(effect(recs, r+w, 'scratch'+w, k, SWEEP_TASKS)) for k in kinds) + ' |' for w in WHEN for r in ('pre-trained','full') if effect(recs, r+w, 'scratch'+w, kinds[0], SWEEP_TASKS)])
 
 # %% ../../nbs/experiments/claims.ipynb #740d75e2
 def decide(
