@@ -109,21 +109,23 @@ def effect_table(recs, rows, base='scratch', kinds=('source','nuisance','noise',
 
 # %% ../../nbs/experiments/claims.ipynb #34e7670d
 def remembered(recs, base='scratch', kind='noise', tasks=TASKS_A):
-    "A list of (row, task, log10 of the generation loss that is left, dB over `base` of the same task and seed), for each run that has such a loss."
-    return [(n, t, math.log10(r['result']['gen']), level(r, t, kind)-level(recs[base,t,s], t, kind)) for (n,t,s),r in sorted(recs.items()) if r['result'].get('gen') and t in tasks and (base,t,s) in recs]
+    "A list of (row, task, seed, log10 of the generation loss that is left, dB over `base` of the same task and seed), for each run that has such a loss."
+    return [(n, t, s, math.log10(r['result']['gen']), level(r, t, kind)-level(recs[base,t,s], t, kind)) for (n,t,s),r in sorted(recs.items()) if r['result'].get('gen') and t in tasks and (base,t,s) in recs]
 
 def slopes(dots):
-    "dB per tenfold generation loss, by least squares within each task, and their mean with its interval: {task: slope, 'mean': (mean, half width)}."
-    out = {}
-    for t in dict.fromkeys(d[1] for d in dots):
-        xs, ys = zip(*(d[2:] for d in dots if d[1]==t)); mx, my = _mean(xs), _mean(ys)
-        if (var := sum((x-mx)**2 for x in xs)): out[t] = sum((x-mx)*(y-my) for x,y in zip(xs, ys))/var
+    "dB per tenfold generation loss, by least squares within each task with a level for each seed, and their mean with its interval: {task: slope, 'mean': (mean, half width)}."
+    out, xy = {}, {}
+    for _,t,s,x,y in dots: xy.setdefault((t,s), []).append((x,y))
+    for k,v in xy.items(): mx, my = (_mean(u) for u in zip(*v)); xy[k] = [(x-mx, y-my) for x,y in v]
+    for t in dict.fromkeys(t for t,_ in xy):
+        v = [d for k in xy if k[0]==t for d in xy[k]]; var = sum(x*x for x,_ in v)
+        if var: out[t] = sum(x*y for x,y in v)/var
     return out | ({'mean': interval([*out.values()])} if out else {})
 
 def plot_memory(dots, ax=None, base='scratch', kind='noise'):
     "The dots of `remembered`, a colour for each task, a mark for each row."
     ax = ax or plt.subplots(figsize=(7,2.9), dpi=80)[1]; tasks, rows = (list(dict.fromkeys(d[i] for d in dots)) for i in (1,0)); marks = 'osD^v<>pPX*hd8H'
-    for r,t in dict.fromkeys(d[:2] for d in dots): ax.plot(*zip(*((10**x,y) for n,u,x,y in dots if (n,u)==(r,t))), marks[rows.index(r)%len(marks)], ms=4, color=f'C{tasks.index(t)}', ls='')
+    for r,t in dict.fromkeys(d[:2] for d in dots): ax.plot(*zip(*((10**x,y) for n,u,_,x,y in dots if (n,u)==(r,t))), marks[rows.index(r)%len(marks)], ms=4, color=f'C{tasks.index(t)}', ls='')
     for i,t in enumerate(tasks): ax.plot([], [], 's', color=f'C{i}', label=t)
     for i,r in enumerate(rows): ax.plot([], [], marks[i%len(marks)], color='gray', label=r)
     ax.axhline(0, color='k', lw=.4); ax.set(xscale='log', xlabel='generation loss after fine-tuning', ylabel=f'{kind}: dB over {base}'); ax.legend(fontsize=6, loc='center left', bbox_to_anchor=(1,.5)); ax.figure.tight_layout(); return ax
