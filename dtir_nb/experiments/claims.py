@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['KINDS', 'HALVES', 'T95', 'rows', 'WHEN', 'SPLITS', 'read', 'level', 'interval', 'effect', 'plot_effects', 'pairs_of',
            'effect_table', 'remembered', 'slopes', 'plot_memory', 'seeds_of', 'point', 'plot_front', 'public_table',
-           'sweep', 'plot_sweeps', 'when_table', 'decide', 'best_split', 'verdict', 'first_runs', 'eight_gpus']
+           'sweep', 'plot_sweeps', 'when_table', 'seen', 'plot_order', 'decide', 'best_split', 'verdict', 'first_runs',
+           'eight_gpus']
 
 # %% ../../nbs/experiments/claims.ipynb #fa5f2578
 import json, math
@@ -193,6 +194,20 @@ def when_table(recs, kinds=('source','nuisance','strength')):
     cell = lambda e: '—' if not e else f"{e['mean'][0]:+.2f}"
     out = ['| circumstances | row | ' + ' | '.join(kinds) + ' |', '|---|---|' + '---:|'*len(kinds)]
     return '\n'.join(out + [f"| {w.strip(', ') or 'as above'} | {r} | " + ' | '.join(cell(effect(recs, r+w, 'scratch'+w, k, SWEEP_TASKS)) for k in kinds) + ' |' for w in WHEN for r in ('pre-trained','full') if effect(recs, r+w, 'scratch'+w, kinds[0], SWEEP_TASKS)])
+
+# %% ../../nbs/experiments/claims.ipynb #b19e5d9e
+def seen(
+    order,     # tasks as they join
+)->dict:       # task -> share of all pairs
+    "What each task sees of a time-sequential training with stages of equal length, in which all that have joined are drawn alike; jointly it would be 1/len(order) for each."
+    n = len(order); return {k: sum(1/j for j in range(i+1, n+1))/n for i,k in enumerate(order)}
+
+def plot_order(recs, a='t, full', b='joint, full', kind='source', tasks=TASKS):
+    "For each task, the share of the pairs that a time-sequential training showed, against the effect over joint training."
+    t = dict(next(r for (n,_,s),r in sorted(recs.items()) if n == a)['result']['t']); share = seen(sorted(tasks, key=lambda k: (t[k], k)))
+    e = effect(recs, a, b, kind, tasks, ten=True); fig, ax = plt.subplots(figsize=(5.6,2.8), dpi=80); ax.axhline(0, color='k', lw=.4); ax.axvline(1/len(tasks), color='k', lw=.4, ls=':')
+    for k,v in share.items(): ax.plot(v, e[k][0], 'C0o', ms=4); ax.annotate(f'{k}, t*={t[k]}', (v, e[k][0]), fontsize=6, xytext=(4,3), textcoords='offset points')
+    ax.set(xscale='log', xlabel='share of the pairs (dotted: joint training)', ylabel=f'{kind}, dB', title=f'{a} − {b}'); ax.margins(.15); fig.tight_layout(); return ax
 
 # %% ../../nbs/experiments/claims.ipynb #740d75e2
 def decide(
