@@ -388,10 +388,10 @@ def test_p14_no_bomb_is_inflated(tmp_path):
     liar = {'w': {'dtype': 'F32', 'shape': [2**40], 'data_offsets': [0, 2**42]}}, {'w': {'dtype': 'F32', 'shape': [2**33, 2**33], 'data_offsets': [0, 4]}}
     for i,h in enumerate(liar): b = json.dumps(h).encode(); (tmp_path/f'{i}.safetensors').write_bytes(len(b).to_bytes(8, 'little')+b+bytes(4))
     (tmp_path/'header.safetensors').write_bytes((2**40).to_bytes(8, 'little')+b'{}')
-    t, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    t, before = time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for f in ('bomb.pth','0.safetensors','1.safetensors','header.safetensors'):
         with pytest.raises(ck.CheckpointError): ck.import_weights(tmp_path/f)
-    assert time.process_time()-t < 2 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before < 100_000   # kB
+    assert time.time()-t < 2 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before < 100_000   # kB
 
 # P15: NaN ------------------------------------------------------------------------------------------------------------------------------
 def test_p15_infinite_gradient_with_a_finite_loss(tmp_path):
