@@ -8,6 +8,7 @@ __all__ = ['FiLM', 'Slot', 'Site', 'Scales', 'faded', 'natural', 'edm', 'evaluat
 
 # %% ../nbs/05_conditioning.ipynb #cecf2bff
 import copy
+from itertools import accumulate
 from contextlib import contextmanager
 from typing import NamedTuple
 import torch
@@ -298,14 +299,14 @@ def depth_of(
 )->dict:            # parameter name -> depth in [0,1]
     "Depth of every parameter by order of execution: 0 for the submodule entered first, 1 for the last. One whose weights are used without entering it lies where the innermost submodule around it was entered; if there is none, it counts as 1."
     wrapped = isinstance(net, (Clocked,Timeless)); whole = {'', 'net'} if wrapped else {''}
-    owners, rank = {n for n,m in net.named_modules() if any(True for _ in m.parameters(recurse=False))}, {}
-    def enter(name): rank.setdefault(name, sum(n in owners for n in rank))
-    hooks = [m.register_forward_pre_hook(lambda mod,i,n=n: enter(n)) for n,m in net.named_modules()]
+    owners, entered = {n for n,m in net.named_modules() if any(True for _ in m.parameters(recurse=False))}, {}
+    hooks = [m.register_forward_pre_hook(lambda mod,i,n=n: entered.update({n: None})) for n,m in net.named_modules()]
     with _no_shortcut(), torch.no_grad(), evaluating(net):
         try: net(_probe(net, size, 1), *((1,) if wrapped else ()), *args)
         finally:
             for h in hooks: h.remove()
-    last = max(sum(n in owners for n in rank)-1, 1)
+    *before, count = accumulate((n in owners for n in entered), initial=0)
+    rank, last = dict(zip(entered, before)), max(count-1, 1)
     def depth(name):
         while name not in rank and name: name = name.rpartition('.')[0]
         return 1. if name in whole-owners else min(rank[name]/last, 1.)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'HALVES', 'T95', 'rows', 'WHEN', 'SPLITS', 'read', 'level', 'interval', 'effect', 'plot_effects', 'pairs_of',
-           'effect_table', 'remembered', 'slopes', 'plot_memory', 'seeds_of', 'point', 'plot_front', 'public_table',
-           'sweep', 'plot_sweeps', 'when_table', 'seen', 'plot_order', 'decide', 'best_split', 'verdict', 'first_runs',
-           'eight_gpus']
+           'effect_table', 'remembered', 'slopes', 'plot_memory', 'seeds_of', 'alike', 'point', 'plot_front',
+           'public_table', 'sweep', 'plot_sweeps', 'when_table', 'stages_of', 'seen', 'plot_order', 'decide',
+           'best_split', 'verdict', 'first_runs', 'eight_gpus']
 
 # %% ../../nbs/experiments/claims.ipynb #fa5f2578
 import json, math
@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 import matplotlib.pyplot as plt
 from ..degradations import TASKS
+from ..incremental import plan
 from ..plan import counted, rows as plan_rows
 from ..recipes import ablation, setting_a
 from .protocol import DEEP, GEN, NUISANCE, PUBLIC, REGIMES, ROWS_A, ROWS_B, SIZES, STRONGER, SWEEPS, SWEEP_TASKS, TASKS_A, jobs, read_choice, slug
@@ -101,12 +102,13 @@ def pairs_of(recs, a, b='scratch'):
     "How many runs of row a have a partner of row b: same task, same seed."
     return sum((b,t,s) in recs for n,t,s in recs if n == a)
 
+def _cell(e): return '—' if e is None else f'{e[0]:+.2f}' + ('' if math.isnan(e[1]) else f'<br>±{e[1]:.2f}')
+
 def effect_table(recs, rows, base='scratch', kinds=('source','nuisance','noise','jpeg','strength','companion'), tasks=TASKS_A, ten=False, turned=False):
     "The same as a table in Markdown, with the number of pairs of runs; noise and jpeg are the two halves of the nuisance. `turned`: `base` less each row."
-    cell = lambda e: '—' if not e else f"{e['mean'][0]:+.2f}" + ('' if math.isnan(e['mean'][1]) else f"<br>±{e['mean'][1]:.2f}")
     two = lambda r: (base, r) if turned else (r, base)
     out = [f"| dB {f'of {base} over' if turned else f'over {base}'} | pairs | " + ' | '.join(kinds) + ' |', '|---|' + '---:|'*(1+len(kinds))]
-    return '\n'.join(out + [f'| {r} | {pairs_of(recs, *two(r))} | ' + ' | '.join(cell(effect(recs, *two(r), k, tasks, ten=ten)) for k in kinds) + ' |' for r in rows if r != base])
+    return '\n'.join(out + [f'| {r} | {pairs_of(recs, *two(r))} | ' + ' | '.join(_cell(effect(recs, *two(r), k, tasks, ten=ten).get('mean')) for k in kinds) + ' |' for r in rows if r != base])
 
 # %% ../../nbs/experiments/claims.ipynb #34e7670d
 def remembered(recs, base='scratch', kind='noise', tasks=TASKS_A):
@@ -136,6 +138,11 @@ def seeds_of(recs, row, tasks=TASKS_A):
     "Seeds with which a row was run on all tasks."
     return {s for n,_,s in recs if n == row and all((row,t,s) in recs for t in tasks)}
 
+def alike(recs, rows, tasks=TASKS_A):
+    "The records of the seeds with which all of these rows were run on all tasks."
+    seeds = set.intersection(*(seeds_of(recs, r, tasks) for r in rows)) if rows else set()
+    return {k: r for k,r in recs.items() if k[2] in seeds}
+
 def point(recs, row, kinds=('source','nuisance'), tasks=TASKS_A, part='test'):
     "Levels in dB, mean over tasks and seeds, or None if a task has no record."
     per = [[_mean([level(recs[row,t,s], t, k, part) for s in ss]) if (ss := sorted(s for n,u,s in recs if (n,u)==(row,t))) else None for t in tasks] for k in kinds]
@@ -145,22 +152,20 @@ def plot_front(recs, tasks=TASKS_A):
     "The front of source against nuisance over the splits of the compute, from the seeds that all rows have."
     fig, ax = plt.subplots(figsize=(5.6,3.6), dpi=80)
     lines = ((('scratch, half','scratch','scratch, equal time'),'x--'), (('full, pre 25','full','full, pre 75'),'o-'), (('pre-trained',),'s'), (('scratch, augmented','pre-trained, augmented'),'^:'))
-    have = [h for names,_ in lines for n in names if (h := seeds_of(recs, n, tasks))]; seeds = set.intersection(*have) if have else set()
-    recs = {k: r for k,r in recs.items() if k[2] in seeds}
+    recs = alike(recs, [n for names,_ in lines for n in names if seeds_of(recs, n, tasks)], tasks)
     for names,mark in lines:
         ps = [(n,p) for n in names if (p := point(recs, n, tasks=tasks))]
         if not ps: continue
         ax.plot(*zip(*(p for _,p in ps)), mark, ms=5, lw=.8)
         for i,(n,p) in enumerate(ps): ax.annotate(n, p, fontsize=7, xytext=(7,-3) if len(ps)==1 else (0,(-11,5)[i%2]), textcoords='offset points', ha='left' if len(ps)==1 else 'center')   # below and above in turn
-    ax.set(xlabel='source, dB', ylabel='nuisance, dB', title=f'seeds: {", ".join(map(str, sorted(seeds)))}'); ax.margins(.2); fig.tight_layout(); return ax
+    ax.set(xlabel='source, dB', ylabel='nuisance, dB', title=f'seeds: {", ".join(map(str, sorted({k[2] for k in recs})))}'); ax.margins(.2); fig.tight_layout(); return ax
 
 # %% ../../nbs/experiments/claims.ipynb #f53d2c0b
 def public_table(recs, rows, base='scratch', tasks=TASKS_A):
     "The effect over `base` on each public set, seeds averaged; the interval is over seeds."
-    cell = lambda e: '—' if not e else f'{e[0]:+.2f}' + ('' if math.isnan(e[1]) else f'<br>±{e[1]:.2f}')
     sets = [(t,n) for t in tasks for n in PUBLIC.get(t, ())]
     out = [f'| dB over {base} | ' + ' | '.join(f'{n} ({t})' for t,n in sets) + ' |', '|---|' + '---:|'*len(sets)]
-    return '\n'.join(out + [f'| {r} | ' + ' | '.join(cell(effect(recs, r, base, n, (t,)).get(t)) for t,n in sets) + ' |' for r in rows])
+    return '\n'.join(out + [f'| {r} | ' + ' | '.join(_cell(effect(recs, r, base, n, (t,)).get(t)) for t,n in sets) + ' |' for r in rows])
 
 # %% ../../nbs/experiments/claims.ipynb #795d04a9
 def sweep(recs, name, task, kind, choice, part='test'):
@@ -196,15 +201,19 @@ def when_table(recs, kinds=('source','nuisance','strength')):
     return '\n'.join(out + [f"| {w.strip(', ') or 'as above'} | {r} | " + ' | '.join(cell(effect(recs, r+w, 'scratch'+w, k, SWEEP_TASKS)) for k in kinds) + ' |' for w in WHEN for r in ('pre-trained','full') if effect(recs, r+w, 'scratch'+w, kinds[0], SWEEP_TASKS)])
 
 # %% ../../nbs/experiments/claims.ipynb #b19e5d9e
+def stages_of(recs, a='t, full'):
+    "The stages of a time-sequential training in the order of t*, from the steps in the first record of a row."
+    return plan(dict(next(r for (n,_,s),r in sorted(recs.items()) if n == a)['result']['t']))
+
 def seen(
-    order,     # tasks as they join
+    stages,    # from `plan`
 )->dict:       # task -> share of all pairs
-    "What each task sees of a time-sequential training with stages of equal length, in which all that have joined are drawn alike; jointly it would be 1/len(order) for each."
-    n = len(order); return {k: sum(1/j for j in range(i+1, n+1))/n for i,k in enumerate(order)}
+    "What each task sees of a time-sequential training with stages of equal length, in which all that have joined are drawn alike; jointly it would be the same for each."
+    return {k: sum(1/len(s.tasks) for s in stages if k in s.tasks)/len(stages) for k in stages[-1].tasks}
 
 def plot_order(recs, a='t, full', b='joint, full', kind='source', tasks=TASKS):
     "For each task, the share of the pairs that a time-sequential training showed, against the effect over joint training."
-    t = dict(next(r for (n,_,s),r in sorted(recs.items()) if n == a)['result']['t']); share = seen(sorted(tasks, key=lambda k: (t[k], k)))
+    stages = stages_of(recs, a); share, t = seen(stages), stages[-1].t
     e = effect(recs, a, b, kind, tasks, ten=True); fig, ax = plt.subplots(figsize=(5.6,2.8), dpi=80); ax.axhline(0, color='k', lw=.4); ax.axvline(1/len(tasks), color='k', lw=.4, ls=':')
     for k,v in share.items(): ax.plot(v, e[k][0], 'C0o', ms=4); ax.annotate(f'{k}, t*={t[k]}', (v, e[k][0]), fontsize=6, xytext=(4,3), textcoords='offset points')
     ax.set(xscale='log', xlabel='share of the pairs (dotted: joint training)', ylabel=f'{kind}, dB', title=f'{a} − {b}'); ax.margins(.15); fig.tight_layout(); return ax
@@ -228,7 +237,7 @@ def best_split(
     least=3,   # seeds that all three splits must have, else it is 'full'
 ):             # name of a row
     "The split of the compute with the best mean of source and nuisance on the validation photographs."
-    seeds = set.intersection(*(seeds_of(recs, n, tasks) for n in SPLITS))
+    recs = alike(recs, SPLITS, tasks); seeds = {k[2] for k in recs}
     score = lambda n: sum(level(recs[n,t,s], t, k, 'val') for t in tasks for s in seeds for k in ('source','nuisance'))
     return max(SPLITS, key=score) if len(seeds) >= least else 'full'
 
