@@ -77,10 +77,13 @@ class History(NamedTuple):
 def share(
     steps:int,   # steps of all stages together
     n:int,       # number of stages
+    last=None,   # fraction of the steps for the last stage, in which all tasks train; default: as long as the others
 )->list:
-    "Divide a budget of steps over stages, evenly, the rest to the last."
-    if steps < n: raise ValueError(f'steps is {steps} for {n} stages: give each at least one')
-    return [steps//n]*(n-1) + [steps-steps//n*(n-1)]
+    "Divide a budget of steps over stages, evenly but for the last one, which gets `last` and what rounding leaves."
+    if last is not None and not 0 < last < 1: raise ValueError(f'last is {last}: give the last stage a fraction of the steps between 0 and 1')
+    each = steps//n if last is None or n == 1 else round(steps*(1-last))//(n-1)
+    if each < 1 or steps-each*(n-1) < 1: raise ValueError(f'steps is {steps} for {n} stages{"" if last is None else f", the last with {last:g} of them"}: give each at least one')
+    return [each]*(n-1) + [steps-each*(n-1)]
 
 def _ready(net, sources, matches, val, weights='uniform'):
     "What would otherwise be found out stages later."
@@ -104,6 +107,7 @@ def train_incremental(
     gef:FinetuneConfig=FinetuneConfig(),
     val=None,        # task -> pairs to score after each stage
     refresh=False,   # hold on to the weights before each stage (True), or to those of pre-training (False)
+    last=None,       # fraction of the steps for the last stage, see `share`
     order=None,      # see `plan`
     weights='uniform', # how tasks share a batch, see `Mixture`
     patch:int=128, batch:int=16, run=None, reduce=None, after=(), # see `finetune`; each stage has its own directory below `run`
@@ -112,7 +116,7 @@ def train_incremental(
     ts = _ready(net, sources, matches, val, weights)
     clean = Clean(clean, patch=patch) if isinstance(clean, (list,tuple)) else clean
     stages = plan(matches, order); held, rows = None, []
-    for i,(stage,steps) in enumerate(zip(stages, share(cfg.steps, len(stages)))):
+    for i,(stage,steps) in enumerate(zip(stages, share(cfg.steps, len(stages), last))):
         if held is None or refresh: held = hold(net, clean, gef, cfg.seed)
         mix = Mixture({k: sources[k] for k in stage.tasks}, {k: weights[k] for k in stage.tasks} if isinstance(weights, dict) else weights)
         where = Path(run)/f'stage-{i+1:02d}-{stage.new}' if run else None

@@ -124,7 +124,7 @@ class Row:
     t:int=None             # another time step than t*
     few:int=None           # learn the task from so many photographs
     net:str=None           # another network
-    order:str=None         # Setting B: 'joint', 't', 'random', 'reverse'; 'told': joint, and of pre-training only the steps of the tasks
+    order:str=None         # Setting B: 'joint', 't', 'random', 'reverse'; 'late': 't', with half of the steps in the last stage; 'told': joint, and of pre-training only the steps of the tasks
     experts:int=0          # Setting B: experts per site
 
 # %% ../../nbs/experiments/protocol.ipynb #603768d7
@@ -180,6 +180,7 @@ ROWS_B = {
     't, full, experts 2': row(GEN, DEEP, order='t', experts=2, **B),
     't, full, experts 8': row(GEN, DEEP, order='t', experts=8, **B),
     'joint, scratch, told': Row(.25, 1., order='told'),
+    't, full, half together': row(GEN, DEEP, order='late', **B),
 }
 
 # %% ../../nbs/experiments/protocol.ipynb #764f1aae
@@ -273,8 +274,8 @@ def train_row(
         with seeded(seed, 'experts'): net = add_sites(net, partial(MoE, n=r.experts, k=min(2, r.experts)))
     gef = replace(settings(r, choice), samples=size.samples); clean = Clean(pictures('train', size.embedded), patch=size.patch, bad='trust')
     if b and r.order not in ('joint','told'):
-        order = sorted(tasks, key=lambda k: (t[k], k)); order = dict(t=order, reverse=order[::-1], random=[order[i] for i in torch.randperm(len(order), generator=rng(seed, 'order')).tolist()])[r.order]
-        return train_incremental(net, src, t, clean, cfg, gef, order=order, run=run, **kw).net.eval(), t
+        order = sorted(tasks, key=lambda k: (t[k], k)); order = dict(t=order, late=order, reverse=order[::-1], random=[order[i] for i in torch.randperm(len(order), generator=rng(seed, 'order')).tolist()])[r.order]
+        return train_incremental(net, src, t, clean, cfg, gef, order=order, last=.5 if r.order == 'late' else None, run=run, **kw).net.eval(), t
     return finetune(net, mix, clean, t, cfg, gef, held=held_by(net, clean, gef, r, size, seed), run=run, **kw).eval(), t
 
 # %% ../../nbs/experiments/protocol.ipynb #80599b9a
