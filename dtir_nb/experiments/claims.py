@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KINDS', 'HALVES', 'T95', 'rows', 'WHEN', 'SPLITS', 'read', 'level', 'interval', 'effect', 'plot_effects', 'pairs_of',
            'effect_table', 'remembered', 'slopes', 'plot_memory', 'seeds_of', 'alike', 'point', 'plot_front',
-           'public_table', 'sweep', 'plot_sweeps', 'when_table', 'stages_of', 'seen', 'plot_order', 'decide',
-           'best_split', 'verdict', 'first_runs', 'eight_gpus']
+           'public_table', 'sweep', 'plot_sweeps', 'swept_rows', 'sweep_table', 'when_table', 'stages_of', 'seen',
+           'plot_order', 'decide', 'best_split', 'verdict', 'first_runs', 'eight_gpus']
 
 # %% ../../nbs/experiments/claims.ipynb #fa5f2578
 import json, math
@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 import matplotlib.pyplot as plt
 from ..degradations import TASKS
-from ..incremental import plan
+from ..incremental import plan, share
 from ..plan import counted, rows as plan_rows
 from ..recipes import ablation, setting_a
-from .protocol import DEEP, GEN, NUISANCE, PUBLIC, REGIMES, ROWS_A, ROWS_B, SIZES, STRONGER, SWEEPS, SWEEP_TASKS, TASKS_A, jobs, read_choice, slug
+from .protocol import DEEP, GEN, LAST, NUISANCE, PUBLIC, REGIMES, ROWS_A, ROWS_B, SIZES, STRONGER, SWEEPS, SWEEP_TASKS, TASKS_A, jobs, read_choice, slug
 
 # %% ../../nbs/experiments/claims.ipynb #9d9b8237
 def read(
@@ -179,7 +179,7 @@ def sweep(recs, name, task, kind, choice, part='test'):
     return out
 
 def plot_sweeps(recs, choice, names=('mix','rate','cut','mu','lam_reg','ratio','t'), kinds=('source','nuisance')):
-    "A panel for each setting that was varied; solid: source, dashed: nuisance."
+    "A panel for each setting that was varied; solid: source, dashed: nuisance; under `t`, marks at the steps that were matched."
     names = [n for n in names if any(len(sweep(recs, n, t, kinds[0], choice)) > 1 for t in SWEEP_TASKS)]
     if not names: return None
     fig, axs = plt.subplots(1, len(names), figsize=(2*len(names),2.1), dpi=80, squeeze=False); axs = axs[0]
@@ -188,12 +188,23 @@ def plot_sweeps(recs, choice, names=('mix','rate','cut','mu','lam_reg','ratio','
             for k,ls in zip(kinds, ('-','--')):
                 if ps := sweep(recs, name, t, k, choice): ax.errorbar([p[0] for p in ps], [p[1]-ps[0][1] for p in ps], [p[2] for p in ps], ls=ls, marker='.', lw=1, color=f'C{c}', label=f'{t}, {k}')
         if name in ('mu','lam_reg','ratio'): ax.set_xscale('symlog', linthresh=.001 if name!='lam_reg' else 1.); ax.set_xticks((0,1e2,1e4,1e6) if name=='lam_reg' else (0,.01,1.)); ax.minorticks_off()
+        if name == 't': [ax.plot(t, 0, '^', color=f'C{c}', ms=5) for c,k in enumerate(SWEEP_TASKS) for (n,u,_),r in recs.items() if (n,u)==('full',k) for _,t in r['result']['t']]
         ax.set(title=name); ax.axhline(0, color='k', lw=.4)
     axs[0].set_ylabel('dB over its first point'); fig.tight_layout(); return axs
 
-# %% ../../nbs/experiments/claims.ipynb #f8125da3
 WHEN = ('', ', 4 photographs', ', 16 photographs', ', 64 photographs', ', twice as long', ', medium')
 
+def swept_rows(recs):
+    "Rows of one changed setting that have a record."
+    return [n for n in SWEEPS if not any(w and w in n for w in WHEN) and any(k[0]==n for k in recs)]
+
+def sweep_table(recs, kinds=('source','nuisance')):
+    "Each changed setting against the full method, for each task; intervals are over seeds."
+    cols = [(t,k) for t in SWEEP_TASKS for k in kinds]
+    out = ['| dB over full | runs | '+' | '.join(f'{t}, {k}' for t,k in cols)+' |', '|---|'+'---:|'*(1+len(cols))]
+    return '\n'.join(out + [f'| {n} | {sum(k[0]==n for k in recs)} | '+' | '.join(_cell(effect(recs, n, 'full', k, (t,)).get(t)) for t,k in cols)+' |' for n in swept_rows(recs)])
+
+# %% ../../nbs/experiments/claims.ipynb #f8125da3
 def when_table(recs, kinds=('source','nuisance','strength')):
     "Effects over `scratch` in the same circumstances, on the tasks of the sweeps."
     cell = lambda e: '—' if not e else f"{e['mean'][0]:+.2f}"
@@ -202,20 +213,22 @@ def when_table(recs, kinds=('source','nuisance','strength')):
 
 # %% ../../nbs/experiments/claims.ipynb #b19e5d9e
 def stages_of(recs, a='t, full'):
-    "The stages of a time-sequential training in the order of t*, from the steps in the first record of a row."
+    "The stages of a time-sequential training, ordered by the matching steps in the first record of a row."
     return plan(dict(next(r for (n,_,s),r in sorted(recs.items()) if n == a)['result']['t']))
 
 def seen(
     stages,    # from `plan`
+    last=None, # fraction of the steps for the last stage, see `share` of notebook 16
 )->dict:       # task -> share of all pairs
-    "What each task sees of a time-sequential training with stages of equal length, in which all that have joined are drawn alike; jointly it would be the same for each."
-    return {k: sum(1/len(s.tasks) for s in stages if k in s.tasks)/len(stages) for k in stages[-1].tasks}
+    "What each task sees of a time-sequential training, in which all that have joined are drawn alike; jointly it would be the same for each."
+    steps = share(10**6, len(stages), last)
+    return {k: sum(n/len(s.tasks) for n,s in zip(steps, stages) if k in s.tasks)/sum(steps) for k in stages[-1].tasks}
 
 def plot_order(recs, a='t, full', b='joint, full', kind='source', tasks=TASKS):
     "For each task, the share of the pairs that a time-sequential training showed, against the effect over joint training."
-    stages = stages_of(recs, a); share, t = seen(stages), stages[-1].t
+    stages = stages_of(recs, a); part, t = seen(stages, LAST.get(ROWS_B[a].order)), stages[-1].t
     e = effect(recs, a, b, kind, tasks, ten=True); fig, ax = plt.subplots(figsize=(5.6,2.8), dpi=80); ax.axhline(0, color='k', lw=.4); ax.axvline(1/len(tasks), color='k', lw=.4, ls=':')
-    for k,v in share.items(): ax.plot(v, e[k][0], 'C0o', ms=4); ax.annotate(f'{k}, t*={t[k]}', (v, e[k][0]), fontsize=6, xytext=(4,3), textcoords='offset points')
+    for k,v in part.items(): ax.plot(v, e[k][0], 'C0o', ms=4); ax.annotate(f'{k}, t*={t[k]}', (v, e[k][0]), fontsize=6, xytext=(4,3), textcoords='offset points')
     ax.set(xscale='log', xlabel='share of the pairs (dotted: joint training)', ylabel=f'{kind}, dB', title=f'{a} − {b}'); ax.margins(.15); fig.tight_layout(); return ax
 
 # %% ../../nbs/experiments/claims.ipynb #740d75e2

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TASKS_A', 'COMPANION', 'PUBLIC', 'REGIMES', 'NUISANCE', 'STRONGER', 'SIZES', 'GEN', 'DEEP', 'FULL', 'ROWS_A',
-           'SWEEPS', 'SWEEP_TASKS', 'B', 'ROWS_B', 'SELECT_SEED', 'NETS', 'GUESS', 'stronger', 'jpeg40', 'degraded',
-           'Size', 'root', 'split', 'slug', 'middle', 'pictures', 'public', 'Row', 'row', 'vary', 'candidates',
-           'fit_config', 'place', 'quiet_machine', 'steps_of_share', 'pretrained', 'disturbed', 'task_source',
-           'settings', 'held_by', 'plain_step', 'train_row', 'scored', 'scores_on', 'scores_public', 'examine', 'curve',
-           'cell', 'input_scores', 'jobs', 'read_choice', 'nuisance', 'source', 'weigh', 'choose', 'estimate',
-           'start_of', 'next_one', 'work', 'main', 'check_leaks']
+           'SWEEPS', 'SWEEP_TASKS', 'B', 'ROWS_B', 'LAST', 'SELECT_SEED', 'NETS', 'GUESS', 'stronger', 'jpeg40',
+           'degraded', 'Size', 'root', 'split', 'slug', 'middle', 'pictures', 'public', 'Row', 'row', 'vary',
+           'candidates', 'fit_config', 'place', 'quiet_machine', 'steps_of_share', 'pretrained', 'disturbed',
+           'task_source', 'settings', 'held_by', 'plain_step', 'train_row', 'scored', 'scores_on', 'scores_public',
+           'examine', 'curve', 'cell', 'input_scores', 'jobs', 'read_choice', 'nuisance', 'source', 'weigh', 'choose',
+           'estimate', 'start_of', 'next_one', 'work', 'main', 'check_leaks']
 
 # %% ../../nbs/experiments/protocol.ipynb #8499b7f5
 import argparse, copy, json, os, time
@@ -182,6 +182,7 @@ ROWS_B = {
     'joint, scratch, told': Row(.25, 1., order='told'),
     't, full, half together': row(GEN, DEEP, order='late', **B),
 }
+LAST = dict(late=.5)   # order -> fraction of the steps for the last stage
 
 # %% ../../nbs/experiments/protocol.ipynb #764f1aae
 def candidates():
@@ -275,7 +276,7 @@ def train_row(
     gef = replace(settings(r, choice), samples=size.samples); clean = Clean(pictures('train', size.embedded), patch=size.patch, bad='trust')
     if b and r.order not in ('joint','told'):
         order = sorted(tasks, key=lambda k: (t[k], k)); order = dict(t=order, late=order, reverse=order[::-1], random=[order[i] for i in torch.randperm(len(order), generator=rng(seed, 'order')).tolist()])[r.order]
-        return train_incremental(net, src, t, clean, cfg, gef, order=order, last=.5 if r.order == 'late' else None, run=run, **kw).net.eval(), t
+        return train_incremental(net, src, t, clean, cfg, gef, order=order, last=LAST.get(r.order), run=run, **kw).net.eval(), t
     return finetune(net, mix, clean, t, cfg, gef, held=held_by(net, clean, gef, r, size, seed), run=run, **kw).eval(), t
 
 # %% ../../nbs/experiments/protocol.ipynb #80599b9a
