@@ -278,7 +278,7 @@ class Result(NamedTuple):
     seed: int
     protocol: str
     images: int    # that counted
-    values: dict   # metric -> mean
+    values: dict   # metric -> mean, infinite where every picture was identical
     card: dict     # all of it
 
 def collect(
@@ -288,7 +288,7 @@ def collect(
     out = []
     for f in sorted({f for r in runs for f in Path(r).rglob('card.json')}):
         c = json.loads(f.read_text(encoding='utf-8')); n = c.get('notes', {})
-        if {'method','dataset'} <= n.keys(): out.append(Result(n['method'], n['dataset'], n.get('seed', 0), c['protocol'], c['counted'], {k: v['mean'] for k,v in c['values'].items()}, c))
+        if {'method','dataset'} <= n.keys(): out.append(Result(n['method'], n['dataset'], n.get('seed', 0), c['protocol'], c['counted'], {k: math.inf if v['mean'] is None and v.get('identical') else v['mean'] for k,v in c['values'].items()}, c))
     return out
 
 # %% ../nbs/18_evaluation.ipynb #b6cedae9
@@ -312,7 +312,7 @@ def _cell(results, method, dataset, metric):
     v = [sum(d[t] for t in TEN)/len(TEN) for d in by.values() if d.keys() >= set(TEN)] if dataset == 'average' else [d[dataset] for d in by.values() if dataset in d]
     if not v: return None
     v = torch.tensor(v, dtype=torch.float64)
-    return Cell(v.mean().item(), v.std().item() if len(v) > 1 else None, len(v))
+    return Cell(v.mean().item(), v.std().item() if len(v) > 1 and v.isfinite().all() else None, len(v))
 
 # %% ../nbs/18_evaluation.ipynb #63dd2d85
 def fill(
@@ -344,6 +344,7 @@ def _notes(results, panels, protocol):
 # %% ../nbs/18_evaluation.ipynb #99e56127
 def _text(c, metric):
     if c is None: return None
+    if math.isinf(c.mean): return 'identical'
     d = 2 if metric.startswith('psnr') else 3 if metric.startswith(('ssim','lpips')) else None
     f = lambda v: f'{v:g}' if d is None else f'{v:.{d}f}'
     return f(c.mean) + (f' ± {f(c.std)}' if c.std is not None else '')
@@ -355,7 +356,7 @@ def ranks(
     out = [[None]*len(panel.columns) for _ in panel.rows]
     for j,(_,metric) in enumerate(panel.columns):
         if metric == 'pictures': continue
-        v = {i: float(_text(r[2][j], metric).split(' ±')[0])*_sign(metric) for i,r in enumerate(panel.rows) if r[2][j] is not None}
+        v = {i: math.inf if math.isinf(r[2][j].mean) else float(_text(r[2][j], metric).split(' ±')[0])*_sign(metric) for i,r in enumerate(panel.rows) if r[2][j] is not None}
         for place,x in enumerate(sorted(set(v.values()), reverse=True)[:2]):
             for i in v:
                 if v[i] == x: out[i][j] = place
