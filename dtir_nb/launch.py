@@ -61,7 +61,7 @@ def tune(
     cfg, kw, src, clean = fit_config(r, r.tune, r.lr_tune, 1 if r.order == 'joint' else len(matches)), dict(patch=r.patch, batch=r.batch, reduce=team), sources(r), clean_pictures(r)
     if r.order != 'joint' and not (team and team.split):
         order = sorted(matches, key=lambda k: -matches[k].t) if r.order == 'descending' else None
-        return train_incremental(full, src, matches, clean, cfg, gef(r), order=order, run=out/'tune', **kw)
+        return train_incremental(full, src, matches, clean, cfg, gef(r), order=order, last=r.last or None, run=out/'tune', **kw)
     f, t = finetune_sliced if team and team.split else finetune, {k: m.t for k,m in matches.items()}
     net = f(full, Mixture(src), clean, t, cfg, gef(r), run=out/'tune'/'joint', **kw)
     return History(net, [Stage('all', tuple(t), t)], [])

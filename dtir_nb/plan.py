@@ -23,9 +23,8 @@ from .importance import Importance, anchor
 from .matching import last_step
 from .pretraining import pretrain
 from .finetuning import Held, finetune
-from .incremental import share
 from .restoring import build_net
-from .recipes import Recipe, clean_pictures, fit_config, gef, sources
+from .recipes import Recipe, clean_pictures, fit_config, gef, sources, stage_steps
 
 # %% ../nbs/18c_plan.ipynb #9309b83d
 class Peak(TorchDispatchMode):
@@ -153,7 +152,7 @@ def rows(
     look, crops = len(r.tasks)*r.matching*last_step(net.schedule), r.samples if r.lam_reg else 0
     out = [Row('pre-training', r.pre, r.pre*r.batch, r.pre*cost['pre'][0], r.pre*per['pre']/3600, gib('pre'))] if r.pre else []
     for name,images,ops in (('matching', look, fwd(look, 64)), ('importance', crops, 3*fwd(crops, r.patch))): out.append(Row(name, 0, images, ops, ops/(rate/n)/3600, gib('tune') if r.tune else 0.))
-    stages = [r.tune] if r.order == 'joint' else share(r.tune, len(r.tasks))
+    stages = stage_steps(r)
     return out + [Row('fine-tuning' if len(stages) == 1 else f'stage {i+1}, {i+1} task' + 's'*(i>0), s, s*r.batch, s*cost['tune'][0], s*per['tune']/3600, gib('tune')) for i,s in enumerate(stages) if s]
 
 # %% ../nbs/18c_plan.ipynb #4ebcf4d8
