@@ -39,8 +39,7 @@ class Recipe:
     mix:float=.1; clump:int=4          # clean pictures per picture in fine-tuning, and how many come at a time
     mu:float=.003; lam_reg:float=1.; lam_orth:float=.03; lengths:bool=True; project:bool=False # weights of generation, importance, orthogonality; its first-order form
     rate:float=.05; cut:float=.5       # layer decay: rate, and depth that generation reaches
-    order:str='ascending'              # tasks join by t*: 'ascending', 'descending', or all at once: 'joint'
-    last:float=0.                      # fraction of the fine-tuning for the last stage, where all tasks train together; 0: as long as the others
+    order:str='ascending'; last:float=0. # tasks join by t*: 'ascending', 'descending', or all at once: 'joint'; fraction of the fine-tuning for the last stage, where all train together, 0: as long as the others
     ema:float=.99; save_every:int=0    # decay of the averaged weights; steps between checkpoints, 0: a quarter of a stage, at least 100
     team:str='exact'; shards:int=1     # 'exact', 'ddp' or 'fsdp'; parts of a batch, at least one per worker
     amp:str=''; full_disk:str='stop'   # '' or 'bf16'; see `FitConfig`

@@ -32,6 +32,7 @@ def read(
         out[k['name'], k['tasks'][0] if len(k['tasks'])==1 else 'ten', k['seed']] = c
     return out
 
+# %% ../../nbs/experiments/claims.ipynb #204b82a9
 KINDS = dict(source=('source',), nuisance=NUISANCE, strength=STRONGER, companion=('companion',))
 HALVES = dict(noise=NUISANCE[:2], jpeg=NUISANCE[2:])   # of the nuisance: what pre-training teaches, and what it does not
 
@@ -148,6 +149,7 @@ def point(recs, row, kinds=('source','nuisance'), tasks=TASKS_A, part='test'):
     per = [[_mean([level(recs[row,t,s], t, k, part) for s in ss]) if (ss := sorted(s for n,u,s in recs if (n,u)==(row,t))) else None for t in tasks] for k in kinds]
     return None if any(None in v for v in per) else tuple(map(_mean, per))
 
+# %% ../../nbs/experiments/claims.ipynb #b29fb2de
 FRONTS = {'plain supervision: half of the steps, all, as long': (('scratch, half','scratch','scratch, equal time'),'x--'), 'full: a quarter, half, three quarters for pre-training': (('full, pre 25','full','full, pre 75'),'o-'), 'pre-trained': (('pre-trained',),'s'), 'augmented': (('scratch, augmented','pre-trained, augmented'),'^:')}
 
 def plot_front(
@@ -189,6 +191,7 @@ def sweep(recs, name, task, kind, choice, part='test'):
         if ls: out.append((v, _mean(ls), (max(ls)-min(ls))/2))
     return out
 
+# %% ../../nbs/experiments/claims.ipynb #b53f690e
 def plot_sweeps(recs, choice, names=('mix','rate','cut','mu','lam_reg','ratio','t'), kinds=('source','nuisance')):
     "A panel for each setting that was varied; solid: source, dashed: nuisance; under `t`, marks at the steps that were matched."
     names = [n for n in names if any(len(sweep(recs, n, t, kinds[0], choice)) > 1 for t in SWEEP_TASKS)]
@@ -203,6 +206,7 @@ def plot_sweeps(recs, choice, names=('mix','rate','cut','mu','lam_reg','ratio','
         ax.set(title=name); ax.axhline(0, color='k', lw=.4)
     axs[0].set_ylabel('dB over its first point'); fig.tight_layout(); return axs
 
+# %% ../../nbs/experiments/claims.ipynb #1afa61d9
 WHEN = ('', ', 4 photographs', ', 16 photographs', ', 64 photographs', ', twice as long', ', medium')
 
 def swept_rows(recs):
@@ -254,6 +258,7 @@ def decide(
     if m-h > 0 and all(r[0] > 0 for r in rest): return 'support'
     return 'contradiction' if m+h < 0 else 'undecided'
 
+# %% ../../nbs/experiments/claims.ipynb #edad1be2
 SPLITS = ('full','full, pre 25','full, pre 75')
 
 def best_split(
