@@ -45,6 +45,15 @@ def test_source_stands_under_its_signature():
     two = docs_stage.add_sources([dict(c) for c in staged], raw, {('1.ipynb','f'): 'one', ('2.ipynb','f'): 'two'}, '2.ipynb'); assert 'href="two"' in two[2]['source'] and 'one' not in two[2]['source']
     assert len(out) == 3 and 'return 1' in out[2]['source'] and '<details class="source">' in out[2]['source']
 
+def test_signatures_say_what_nbdev_cannot():
+    src = '@dataclass(frozen=True)\nclass C:\n    "A thing."\n    a:int=1; b:int=2 # first; second\n    def f(self):\n        x: int = 3\n\nclass T(NamedTuple):\n    n: str # name\n\nclass M(nn.Module):\n    w:int=1\n'
+    def shown(name, said): return dict(cell_type='code', source=f'#| echo: false\nshow_doc({name})', outputs=[dict(data={'text/markdown': said})])
+    def after(name, said): c = shown(name, said); docs_stage.true_signature(c, src, name); docs_stage.true_doc(c, {('1.ipynb','C'): 'https://h/m.py#L7'}, '1.ipynb'); return c['outputs'][0]['data']['text/markdown']
+    assert after('C', '[source](https://h/m.py#LNone)\ndef C(\n    a:int=1,\n    b:int=2, # first; second\n)->None:') == '[source](https://h/m.py#L7)\n@dataclass(frozen=True)\nclass C:\n    a:int=1; b:int=2 # first; second'
+    assert after('T', 'def T(\n    *args, **kwargs\n):') == 'class T(NamedTuple):\n    n: str # name'
+    assert after('M', '[source](https://h/m.py#LNone)\ndef M(\n    w:int=1, rule=<function per_step at 0x7f57>\n):\n\n*Call self as a function.*') == '[source](https://h/m.py)\ndef M(\n    w:int=1, rule=per_step\n):\n\n'
+    assert after('f', '```python\ndef f(\n    t, # in t*, or so\n):\n```\n\n*In the order of t*, first to last.*') == '```python\ndef f(\n    t, # in t*, or so\n):\n```\n\n*In the order of t\\*, first to last.*'
+
 def test_links_lead_somewhere():
     names, repo = {'00_core.ipynb': 'core.ipynb'}, 'https://host/blob/main'
     def md(s, folder=''): return docs_stage.prose(s, folder, names, 'https://site', repo, {})

@@ -69,17 +69,28 @@ def defined(src):
     return re.findall(r'^(?:async def|def|class)\s+(\w+)', src, re.M) + re.findall(r'^([A-Za-z]\w*)\s*(?::[^=\n]+)?=(?!=)', src, re.M)
 
 def fields(src, name):
-    "The fields of a tuple class as its source writes them, or None: nbdev shows `*args, **kwargs` instead."
-    m = re.search(rf'^class {name}\(NamedTuple\):\n((?:[ \t]+.*\n|\n)*)', src + '\n', re.M)
-    return m and [l for l in m[1].splitlines() if re.match(r'\s+\w+\s*:\s*\S', l)]
+    "The head of a tuple or data class and its fields, as its source writes them, or None: nbdev shows `*args, **kwargs` of the one, and of several fields in a line gives the comment to the last."
+    m = re.search(rf'^((?:@dataclass.*\n)?class {name}(?:\(NamedTuple\))?:)\n((?:[ \t]+.*\n|\n)*)', src + '\n', re.M)
+    if not m or not (m[1].startswith('@') or 'NamedTuple' in m[1]): return None
+    return [*m[1].splitlines(), *(l for l in m[2].splitlines() if re.match(r'    \w+\s*:\s*\S', l))]
 
 def true_signature(cell, src, name):
-    "Put the fields of a tuple class into its signature."
+    "Put the fields of a tuple or data class into its signature."
     fs = fields(src, name)
     for o in cell.get('outputs', []) if fs else []:
         d = o.get('data', {})
+        if 'text/markdown' in d: d['text/markdown'] = re.sub(rf'def {name}\(\n.*?\n\)(?:->None)?:', lambda m: '\n'.join(fs), join(d['text/markdown']), count=1, flags=re.S)
+
+def true_doc(cell, urls, nb):
+    "What nbdev cannot know of a name: the line of its source, that it says nothing of itself, that a function's address in memory is no default, and t*."
+    m = re.search(r'^show_doc\(([\w.]+)\)\s*$', join(cell['source']), re.M)
+    for o in cell.get('outputs', []) if m else []:
+        d = o.get('data', {})
         if 'text/markdown' in d:
-            d['text/markdown'] = join(d['text/markdown']).replace(f'def {name}(\n    *args, **kwargs\n):', f'class {name}(NamedTuple):\n' + '\n'.join(fs))
+            t = join(d['text/markdown']).replace('*Call self as a function.*', '')
+            t = re.sub(r'<function ([\w.<>]+) at 0x[0-9a-f]+>', r'\1', t)
+            head, fence, said = t.rpartition('```\n'); t = head + fence + re.sub(r'\bt\*(?=[\s,.:;)])', r't\\*', said)   # it would end the italics
+            d['text/markdown'] = re.sub(r'\(\S+#LNone\)', lambda a: f'({urls.get((nb, m[1]), a[0][1:-len("#LNone)")])})', t)
 
 def source_cell(src, shown, urls, nb=''):
     "The source of an exported cell as a markdown cell: folded under its signature, open if there is no signature; for `exports` cells, which nbdev shows itself, the anchors alone."
@@ -133,6 +144,7 @@ def stage_nb(p, nb, raw, dst, names, doc_url, repo, urls):
     if raw.exists(): nb['cells'] = add_sources(nb['cells'], json.loads(raw.read_text(encoding='utf-8'))['cells'], urls, rel)
     for c in nb['cells']:
         if c['cell_type'] == 'markdown' and 'source' not in c['metadata']: c['source'] = md(join(c['source']))
+        if c['cell_type'] == 'code': true_doc(c, urls, rel); c['source'] = join(c['source']).replace('#| code-fold: show\n', '#| code-fold: true\n')
         if c['cell_type'] == 'code': c['outputs'] = [o for o in (tidy(o, md) for o in c.get('outputs', [])) if o]
     nb['cells'][0]['source'] = re.sub(r"^(title: ')# ", r'\1', join(nb['cells'][0]['source']), flags=re.M)   # a title written '# # Title'
     p.unlink()
