@@ -440,6 +440,7 @@ def main(argv=None):
         left = estimate(js); print(f'{part}: {len(js)-len(left)} of {len(js)} runs are there, {sum(s for _,s in left)/3600/a.jobs:.1f} hours for the rest on {a.jobs} workers')
         if a.dry_run: continue
         work(js, a.jobs, a.minutes)
+        if part == 'rest' and not a.only: once(Path(a.out)/size.name/'input.json', input_scores, size=asdict(size), tasks=list(TASKS), parts=['test'])
         if part == 'select' and all(p.exists() for s,p,_ in jobs(size, a.out) if s == 'select'): print('chosen:', choose(a.out, size))
 
 # %% ../../nbs/experiments/protocol.ipynb #13e649ba
