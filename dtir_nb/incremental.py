@@ -47,8 +47,8 @@ def plot_plan(
     "Which task trains in which stage."
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(5, .3*len(stages)+.9), dpi=80)[1]
-    for i,s in enumerate(stages): ax.barh(i, len(stages)-i, left=i, height=.7); ax.text(i+.05, i, f'{s.new}, t*={s.t[s.new]}', va='center', fontsize=8)
-    ax.set(xlabel='stage', yticks=[], xticks=range(len(stages)+1), title='Who joins when'); ax.invert_yaxis()
+    for i,s in enumerate(stages): ax.barh(i, len(stages)-i, left=i, height=.7); ax.text(len(stages)-.05, i, f'{s.new}, t*={s.t[s.new]}', va='center', ha='right', fontsize=8)
+    ax.set(xlabel='stage', yticks=[], xticks=[k+.5 for k in range(len(stages))], xticklabels=range(1, len(stages)+1), title='Who joins when'); ax.invert_yaxis()
     return ax
 
 # %% ../nbs/16_incremental.ipynb #80599b9a

@@ -25,7 +25,7 @@ from .incremental import share
 # %% ../nbs/18b_recipes.ipynb #376fed5c
 @dataclass(frozen=True)
 class Recipe:
-    "Everything a run of the whole method depends on."
+    "Everything a run of the whole method depends on. The backbone is a NAFNet; others are trained from Python."
     tasks:tuple=('noisy','rainy','low_light','hazy') # degradations; without `data` drawn on the fly from clean photographs
     data:str=''; sets:tuple=(); targets:tuple=()     # folder of data sets, those to learn from and those to be tested on (a note only: score with `dtir evaluate`): 'task/data set/split' each
     width:int=12; enc:tuple=(1,1,1); middle:int=2    # NAFNet: channels at full size, blocks per level on the way down, blocks at the bottom
