@@ -296,12 +296,19 @@ def seen(
     steps = share(10**6, len(stages), last)
     return {k: sum(n/len(s.tasks) for n,s in zip(steps, stages) if k in s.tasks)/sum(steps) for k in stages[-1].tasks}
 
-def plot_order(recs, a='t, full', b='joint, full', kind='source', tasks=TASKS):
-    "For each task, the share of the pairs that a time-sequential training showed, against the effect over joint training."
-    stages = stages_of(recs, a); part, t = seen(stages, LAST.get(ROWS_B[a].order)), stages[-1].t
-    e = effect(recs, a, b, kind, tasks, ten=True); fig, ax = plt.subplots(figsize=(5.6,2.8), dpi=80); ax.axhline(0, color='k', lw=.4); ax.axvline(1/len(tasks), color='k', lw=.4, ls=':')
-    for k,v in part.items(): ax.plot(v, e[k][0], 'C0o', ms=4); ax.annotate(k + (f', t*={t[k]}' if t[k] > 1 else ''), (v, e[k][0]), fontsize=7, xytext=(-4,4), textcoords='offset points', ha='right')
-    ax.set(xscale='log', xlabel='share of the pairs (dotted: joint training)', ylabel=f'{kind}, dB', title=f'One by one ({a}) against all at once'); ax.margins(.15); fig.tight_layout(); return ax
+def plot_order(recs, rows=('t, full','t, full, half together'), base='joint, full', kind='source', tasks=TASKS):
+    "For each task, the share of the pairs that a time-sequential training showed, against the effect over joint training; lines join a task's points."
+    fig, ax = plt.subplots(figsize=(6.6,3), dpi=80); ax.axhline(0, color='k', lw=.4); ax.axvline(1/len(tasks), color='k', lw=.4, ls=':'); at = {}
+    for i,r in enumerate(rows):
+        e = effect(recs, r, base, kind, tasks, ten=True)
+        if not e: continue
+        stages = stages_of(recs, r); part, t = seen(stages, LAST.get(ROWS_B[r].order)), stages[-1].t
+        ax.plot([*part.values()], [e[k][0] for k in part], 'os'[i%2], color=f'C{i}', ms=4, label=r)
+        for k,v in part.items():
+            at.setdefault(k, []).append((v, e[k][0]))
+            if i == 0: ax.annotate(k + (f', t*={t[k]}' if t[k] > 1 else ''), (v, e[k][0]), fontsize=7, xytext=(-4,-9), textcoords='offset points', ha='right')
+    for ps in at.values(): ax.plot(*zip(*ps), color='gray', lw=.5, zorder=0)
+    ax.set(xscale='log', xlabel='share of the pairs (dotted: joint training)', ylabel=f'{kind}: dB over {base}', title='One by one against all at once'); ax.legend(fontsize=7); ax.margins(.15); fig.tight_layout(); return ax
 
 # %% ../../nbs/experiments/claims.ipynb #740d75e2
 def decide(
