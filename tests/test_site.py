@@ -32,6 +32,7 @@ def test_pictures_say_what_they_show():
     cell = '<div id="cell-3" class="cell"><pre class="sourceCode">ax.set(title=<span>&#x27;Fifty steps&#x27;</span>)</pre><img src="x"></div>'
     assert 'alt="Fifty steps"' in docs_polish.describe_pictures(cell)
     assert 'alt="Figure: Noise"' in docs_polish.describe_pictures('<h2 id="n">Noise</h2><div id="cell-4" class="cell"><img src="y" alt=""></div>')
+    assert 'alt="Figure: Noise"' in docs_polish.describe_pictures('<h2 id="n">Noise</h2><h3>stronger</h3><img src="y" alt="">', {'stronger': []})
     assert docs_polish.plain_names('<span class="co"># of [`Photo`](./data.html#photo)s</span> [`x`](y)') == '<span class="co"># of `Photo`s</span> [`x`](y)'
 
 def test_signatures_come_from_the_source(tmp_path):

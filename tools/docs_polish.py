@@ -39,11 +39,11 @@ def plot_title(listing):
     m = re.findall(r'''title\s*(?:=|\()\s*[rf]*(["'])(.+?)\1''', clean(listing))
     return m[-1][1] if m else ''
 
-def describe_pictures(text):
-    "Pictures without a description get the title of the plot, or the heading they stand under."
+def describe_pictures(text, symbols=()):
+    "Pictures without a description get the title of the plot, or the heading they stand under; a name from `symbols` is no heading."
     out, heading, listing = [], '', ''
     for tok in re.split(r'(<h[1-4]\b.*?</h[1-4]>|<div id="cell-[^"]*" class="cell">|<pre class="sourceCode.*?</pre>|<img\b[^>]*>)', text, flags=re.S):
-        if re.match(r'<h[1-4]', tok): heading = clean(tok)
+        if re.match(r'<h[1-4]', tok): heading = heading if clean(tok) in symbols else clean(tok)
         elif tok.startswith('<div id="cell-'): listing = ''
         elif tok.startswith('<pre class="sourceCode'): listing = tok
         elif tok.startswith('<img') and not re.search(r'\balt="[^"]+"', tok):
@@ -75,7 +75,7 @@ def polish(site, katex, symbols):
         up = '../' * rel.count('/')
         text = local_katex(h.read_text(encoding='utf-8'), up, bool(katex))
         head, body = text.split('<main', 1) if '<main' in text else (text, '')
-        body = describe_pictures(link_names(plain_names(body), symbols, rel, up))
+        body = describe_pictures(link_names(plain_names(body), symbols, rel, up), symbols)
         h.write_text(label_controls(head + '<main' + body if body else head), encoding='utf-8')
 
 def foreign(site):
