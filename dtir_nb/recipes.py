@@ -146,7 +146,7 @@ def parse(
         if isinstance(like, bool): return dict(true=True, false=False)[text.lower()]
         if isinstance(like, tuple): return tuple((int if like and isinstance(like[0], int) else str)(p.strip()) for p in text.split(',') if p.strip())
         return type(like)(text.replace('_','') if isinstance(like, (int, float)) else text)
-    except (ValueError, KeyError): raise ValueError(f'--set {key}={text}: {key} is {"true or false" if isinstance(like, bool) else f"a {type(like).__name__}, such as {like!r}"}') from None
+    except (ValueError, KeyError): raise ValueError(f'--set {key}={text}: {key} is {"true or false" if isinstance(like, bool) else f"of type {type(like).__name__}, such as {like!r}"}') from None
 
 def with_settings(
     r:Recipe,

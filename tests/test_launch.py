@@ -41,7 +41,7 @@ def same(a, b): x, y = (read_net(p/'net.safetensors')[0] for p in (a, b)); retur
     (['demo:tiny', '--set', 'patsh=3'], 2, "did you mean 'patch'"),                        # an unknown key
     (['demo:tiny', '--colour', '3'], 2, 'unrecognized arguments'),
     (['dmeo'], 2, 'there is no recipe'),
-    (['demo:tiny', '--set', 'pre=many'], 2, 'pre is a int'),
+    (['demo:tiny', '--set', 'pre=many'], 2, 'pre is of type int'),
     (['demo:tiny', '--set', 'project=true'], 2, 'stands in for the orthogonality loss'),   # combinations that cannot work
     (['demo:tiny', '--set', 'amp=fp16'], 2, 'float16 cannot scale'),
     (['demo:tiny', '--set', 'amp=bf16', '--set', 'team=fsdp', '--set', 'experts=0', '--set', 'tasks=rainy'], 2, 'lam_orth=0'),
