@@ -233,28 +233,28 @@ def family(name, choice):
     at = {n: float(n.split()[1]) for n in SWEEPS if n.split()[0]==name and ',' not in n} | ({} if own is None else {'full': own})
     return sorted(at.items(), key=lambda nv: nv[1])
 
-def sweep(recs, name, task, kind, choice, part='test'):
-    "(value, mean dB, half spread over seeds) of a sweep, the full method's own value among them, in order."
+def sweep(recs, name, task, kind, choice):
+    "(value, dB over the full method, half width of the interval over seeds) of a sweep, the full method's own value among them, in order."
     out = []
     for n,v in family(name, choice):
-        ls = [level(r, task, kind, part) for (m,t,_),r in recs.items() if (m,t)==(n,task)]
-        if ls: out.append((v, _mean(ls), (max(ls)-min(ls))/2))
+        if n == 'full': out.append((v, 0., math.nan))
+        elif e := effect(recs, n, 'full', kind, (task,)).get(task): out.append((v, *e))
     return out
 
 # %% ../../nbs/experiments/claims.ipynb #b53f690e
 def plot_sweeps(recs, choice, names=('mix','rate','cut','mu','lam_reg','ratio','t'), kinds=('source','nuisance')):
     "A panel for each setting that was varied; solid: source, dashed: nuisance; under `t`, marks at the steps that were matched."
-    names = [n for n in names if any(len(sweep(recs, n, t, kinds[0], choice)) > 1 for t in SWEEP_TASKS)]
+    names = [n for n in names if any(n_ in swept_rows(recs) for n_,_ in family(n, choice))]
     if not names: return None
-    fig, axs = plt.subplots(1, len(names), figsize=(2*len(names),2.1), dpi=80, squeeze=False); axs = axs[0]
+    fig, axs = plt.subplots(1, len(names), figsize=(1.5+1.9*len(names),2.4), dpi=80, squeeze=False); axs = axs[0]
     for ax,name in zip(axs, names):
         for c,t in enumerate(SWEEP_TASKS):
             for k,ls in zip(kinds, ('-','--')):
-                if ps := sweep(recs, name, t, k, choice): ax.errorbar([p[0] for p in ps], [p[1]-ps[0][1] for p in ps], [p[2] for p in ps], ls=ls, marker='.', lw=1, color=f'C{c}', label=f'{t}, {k}')
+                if ps := sweep(recs, name, t, k, choice): ax.errorbar([p[0] for p in ps], [p[1] for p in ps], [0 if math.isnan(p[2]) else p[2] for p in ps], ls=ls, marker='.', lw=1, color=f'C{c}', label=f'{t}, {k}')
         if name in ('mu','lam_reg','ratio'): ax.set_xscale('symlog', linthresh=.001 if name!='lam_reg' else 1.); ax.set_xticks((0,1e2,1e4,1e6) if name=='lam_reg' else (0,.01,1.)); ax.minorticks_off()
         if name == 't': [ax.plot(t, 0, '^', color=f'C{c}', ms=5) for c,k in enumerate(SWEEP_TASKS) for (n,u,_),r in recs.items() if (n,u)==('full',k) for _,t in r['result']['t']]
         ax.set(title=name); ax.axhline(0, color='k', lw=.4)
-    axs[0].set_ylabel('dB over its first point'); fig.tight_layout(); return axs
+    axs[0].set_ylabel('dB over full'); axs[-1].legend(fontsize=7, loc='center left', bbox_to_anchor=(1,.5)); fig.tight_layout(); return axs
 
 # %% ../../nbs/experiments/claims.ipynb #1afa61d9
 WHEN = ('', ', 4 photographs', ', 16 photographs', ', 64 photographs', ', twice as long', ', medium')
