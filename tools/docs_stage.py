@@ -144,8 +144,9 @@ def stage_nb(p, nb, raw, dst, names, doc_url, repo, urls):
     if raw.exists(): nb['cells'] = add_sources(nb['cells'], json.loads(raw.read_text(encoding='utf-8'))['cells'], urls, rel)
     for c in nb['cells']:
         if c['cell_type'] == 'markdown' and 'source' not in c['metadata']: c['source'] = md(join(c['source']))
-        if c['cell_type'] == 'code': true_doc(c, urls, rel); c['source'] = join(c['source']).replace('#| code-fold: show\n', '#| code-fold: true\n')
-        if c['cell_type'] == 'code': c['outputs'] = [o for o in (tidy(o, md) for o in c.get('outputs', [])) if o]
+        if c['cell_type'] == 'code':
+            true_doc(c, urls, rel); c['source'] = join(c['source']).replace('#| code-fold: show\n', '#| code-fold: true\n')
+            c['outputs'] = [o for o in (tidy(o, md) for o in c.get('outputs', [])) if o]
     nb['cells'][0]['source'] = re.sub(r"^(title: ')# ", r'\1', join(nb['cells'][0]['source']), flags=re.M)   # a title written '# # Title'
     p.unlink()
     (dst/names[rel]).write_text(json.dumps(nb), encoding='utf-8')

@@ -6,8 +6,9 @@
 __all__ = ['KINDS', 'HALVES', 'LEVELS', 'rows', 'FRONTS', 'PLACES', 'WHEN', 'SPLITS', 'read', 'level', 'seeds_of', 'alike',
            'level_table', 'interval', 'effect', 'by_seed', 'plot_effects', 'pairs_of', 'effect_table', 'task_table',
            'seed_table', 'kept', 'kept_table', 'remembered', 'slopes', 'plot_memory', 'point', 'seeds_in', 'plot_front',
-           'public_table', 'family', 'sweep', 'plot_sweeps', 'swept_rows', 'sweep_table', 'when_table', 'ten_table',
-           'stages_of', 'seen', 'plot_order', 'decide', 'best_split', 'verdict', 'first_runs', 'eight_gpus']
+           'public_table', 'family', 'sweep', 'plot_sweeps', 'swept_rows', 'sweep_table', 'when_table', 'in_ten',
+           'ten_table', 'stages_of', 'seen', 'plot_order', 'decide', 'balance', 'best_split', 'verdict', 'first_runs',
+           'eight_gpus']
 
 # %% ../../nbs/experiments/claims.ipynb #fa5f2578
 import json, math, statistics
@@ -53,6 +54,11 @@ def level(
 
 def _mean(v): v = list(v); return sum(v)/len(v)
 
+def _table(head, rows, left=1):
+    "Markdown: `left` columns of words, then columns of numbers."
+    line = lambda cells: '| '+' | '.join(map(str, cells))+' |'
+    return '\n'.join([line(head), '|'+'---|'*left+'---:|'*(len(head)-left), *map(line, rows)])
+
 # %% ../../nbs/experiments/claims.ipynb #33d0cd11
 def seeds_of(recs, row, tasks=TASKS_A):
     "Seeds with which a row was run on all tasks."
@@ -69,9 +75,8 @@ LEVELS = ('source','noise 10','noise 25','jpeg 40','hardest')
 def level_table(recs, inputs, rows, regimes=LEVELS, tasks=TASKS_A):
     "Mean PSNR of the inputs and of rows, for each task and regime, in dB; `inputs` is a record of `input_scores`."
     recs = alike(recs, rows, tasks); seeds = sorted({k[2] for k in recs})
-    out = ['| task | regime | as it is | '+' | '.join(rows)+' |', '|---|---|'+'---:|'*(1+len(rows))]
     of = lambda r, t, g: _mean(r['result'][t]['test'][g]['psnr'])
-    return '\n'.join(out + [f'| {t} | {g} | {of(inputs, t, g):.2f} | '+' | '.join(f'{_mean(of(recs[n,t,s], t, g) for s in seeds):.2f}' for n in rows)+' |' for t in tasks for g in regimes])
+    return _table(['task', 'regime', 'as it is', *rows], [[t, g, f'{of(inputs, t, g):.2f}', *(f'{_mean(of(recs[n,t,s], t, g) for s in seeds):.2f}' for n in rows)] for t in tasks for g in regimes], left=2)
 
 # %% ../../nbs/experiments/claims.ipynb #3519ec4f
 def interval(
@@ -137,21 +142,20 @@ def pairs_of(recs, a, b='scratch'):
 
 def _cell(e): return '—' if e is None else f'{e[0]:+.2f}' + ('' if math.isnan(e[1]) else f'<br>±{e[1]:.2f}')
 
-def effect_table(recs, rows, base='scratch', kinds=('source','nuisance','noise','jpeg','strength','companion'), tasks=TASKS_A, ten=False, turned=False):
+def effect_table(recs, rows, base='scratch', kinds=('source','nuisance','noise','jpeg','strength','companion'), tasks=TASKS_A, turned=False):
     "The same as a table in Markdown, with the number of pairs of runs; noise and jpeg are the two halves of the nuisance. `turned`: `base` less each row."
     two = lambda r: (base, r) if turned else (r, base)
-    out = [f"| dB {f'of {base} over' if turned else f'over {base}'} | pairs | " + ' | '.join(kinds) + ' |', '|---|' + '---:|'*(1+len(kinds))]
-    return '\n'.join(out + [f'| {r} | {pairs_of(recs, *two(r))} | ' + ' | '.join(_cell(effect(recs, *two(r), k, tasks, ten=ten).get('mean')) for k in kinds) + ' |' for r in rows if r != base])
+    return _table([f'dB of {base} over' if turned else f'dB over {base}', 'pairs', *kinds], [[r, pairs_of(recs, *two(r)), *(_cell(effect(recs, *two(r), k, tasks).get('mean')) for k in kinds)] for r in rows if r != base])
 
 def task_table(recs, rows, base='scratch', kinds=('source','noise','jpeg','strength','companion'), tasks=TASKS_A):
     "The effect for each task; the interval is over seeds."
-    out = [f'| dB over {base} | task | pairs | '+' | '.join(kinds)+' |', '|---|---|'+'---:|'*(1+len(kinds))]
-    return '\n'.join(out + [f'| {r} | {t} | {pairs_of({k: v for k,v in recs.items() if k[1]==t}, r, base)} | '+' | '.join(_cell(effect(recs, r, base, k, (t,)).get(t)) for k in kinds)+' |' for r in rows for t in tasks])
+    pairs = lambda r, t: pairs_of({k: v for k,v in recs.items() if k[1]==t}, r, base)
+    return _table([f'dB over {base}', 'task', 'pairs', *kinds], [[r, t, pairs(r, t), *(_cell(effect(recs, r, base, k, (t,)).get(t)) for k in kinds)] for r in rows for t in tasks], left=2)
 
 def seed_table(recs, rows, base='scratch', kinds=('source','nuisance','noise','jpeg','strength','companion'), tasks=TASKS_A):
     "The mean effect with its interval over seeds, see `by_seed`, for rows with two seeds or more."
-    out = [f'| dB over {base} | seeds | '+' | '.join(kinds)+' |', '|---|'+'---:|'*(1+len(kinds))]
-    return '\n'.join(out + [f'| {r} | {n} | '+' | '.join(_cell(by_seed(recs, r, base, k, tasks)) for k in kinds)+' |' for r in rows if (n := len(seeds_of(recs, r, tasks) & seeds_of(recs, base, tasks))) > 1])
+    both = {r: len(seeds_of(recs, r, tasks) & seeds_of(recs, base, tasks)) for r in rows}
+    return _table([f'dB over {base}', 'seeds', *kinds], [[r, n, *(_cell(by_seed(recs, r, base, k, tasks)) for k in kinds)] for r,n in both.items() if n > 1])
 
 # %% ../../nbs/experiments/claims.ipynb #0d261af4
 def kept(recs, row, task=None, seeds=None):
@@ -162,7 +166,7 @@ def kept(recs, row, task=None, seeds=None):
 def kept_table(recs, rows, tasks=TASKS_A):
     "The generation loss that is left, for each row and task."
     v = lambda r, t: kept(recs, r, t)
-    return '\n'.join(['| generation loss | '+' | '.join(tasks)+' |', '|---|'+'---:|'*len(tasks), *(f'| {r} | '+' | '.join('—' if v(r,t) is None else f'{v(r,t):.2f}' for t in tasks)+' |' for r in rows if any(v(r,t) is not None for t in tasks))])
+    return _table(['generation loss', *tasks], [[r, *('—' if v(r,t) is None else f'{v(r,t):.2f}' for t in tasks)] for r in rows if any(v(r,t) is not None for t in tasks)])
 
 # %% ../../nbs/experiments/claims.ipynb #34e7670d
 def remembered(recs, base='scratch', kind='noise', tasks=TASKS_A):
@@ -223,8 +227,7 @@ def plot_front(
 def public_table(recs, rows, base='scratch', tasks=TASKS_A):
     "The effect over `base` on each public set, seeds averaged; the interval is over seeds."
     sets = [(t,n) for t in tasks for n in PUBLIC.get(t, ())]
-    out = [f'| dB over {base} | ' + ' | '.join(f'{n} ({t})' for t,n in sets) + ' |', '|---|' + '---:|'*len(sets)]
-    return '\n'.join(out + [f'| {r} | ' + ' | '.join(_cell(effect(recs, r, base, n, (t,)).get(t)) for t,n in sets) + ' |' for r in rows])
+    return _table([f'dB over {base}', *(f'{n} ({t})' for t,n in sets)], [[r, *(_cell(effect(recs, r, base, n, (t,)).get(t)) for t,n in sets)] for r in rows])
 
 # %% ../../nbs/experiments/claims.ipynb #795d04a9
 def family(name, choice):
@@ -266,24 +269,26 @@ def swept_rows(recs):
 def sweep_table(recs, kinds=('source','nuisance')):
     "Each changed setting against the full method, for each task; intervals are over seeds."
     cols = [(t,k) for t in SWEEP_TASKS for k in kinds]
-    out = ['| dB over full | runs | '+' | '.join(f'{t}, {k}' for t,k in cols)+' |', '|---|'+'---:|'*(1+len(cols))]
-    return '\n'.join(out + [f'| {n} | {sum(k[0]==n for k in recs)} | '+' | '.join(_cell(effect(recs, n, 'full', k, (t,)).get(t)) for t,k in cols)+' |' for n in swept_rows(recs)])
+    return _table(['dB over full', 'runs', *(f'{t}, {k}' for t,k in cols)], [[n, sum(k[0]==n for k in recs), *(_cell(effect(recs, n, 'full', k, (t,)).get(t)) for t,k in cols)] for n in swept_rows(recs)])
 
 # %% ../../nbs/experiments/claims.ipynb #f8125da3
 def when_table(recs, kinds=('source','nuisance','strength'), tasks=SWEEP_TASKS):
     "Effects over `scratch` in the same circumstances, for each task, from the seeds that all circumstances have."
     there = [w for w in WHEN if all(seeds_of(recs, r+w, tasks) for r in ('scratch','pre-trained','full'))]; recs = alike(recs, [r+w for w in there for r in ('scratch','pre-trained','full')], tasks)
-    cols = [(t,k) for t in tasks for k in kinds]; out = [f'| {seeds_in(recs)} | row | '+' | '.join(f'{t}, {k}' for t,k in cols)+' |', '|---|---|'+'---:|'*len(cols)]
-    return '\n'.join(out + [f"| {w.strip(', ') or 'as above'} | {r} | "+' | '.join(_cell(effect(recs, r+w, 'scratch'+w, k, (t,)).get(t)) for t,k in cols)+' |' for w in there for r in ('pre-trained','full')])
+    cols = [(t,k) for t in tasks for k in kinds]
+    return _table([seeds_in(recs), 'row', *(f'{t}, {k}' for t,k in cols)], [[w.strip(', ') or 'as above', r, *(_cell(effect(recs, r+w, 'scratch'+w, k, (t,)).get(t)) for t,k in cols)] for w in there for r in ('pre-trained','full')], left=2)
 
 # %% ../../nbs/experiments/claims.ipynb #7e6c5f38
+def in_ten(recs, a, b, kind='source', but=()):
+    "task -> dB by which row a is better than row b in Setting B."
+    return {t: m for t,(m,_) in effect(recs, a, b, kind, TASKS, ten=True).items() if t != 'mean' and t not in but}
+
 def ten_table(recs, rows, base='joint, scratch', kinds=('source','nuisance')):
     "Mean, median, and mean without the task that changes most, of the effects on the ten degradations; intervals over tasks."
-    e = {(r,k): {t: v[0] for t,v in effect(recs, r, base, k, TASKS, ten=True).items() if t != 'mean'} for r in rows for k in kinds}
-    top = max(TASKS, key=lambda t: max(abs(v[t]) for v in e.values()))
-    cell = lambda v: ' | '.join((_cell(interval([*v.values()])), f'{statistics.median(v.values()):+.2f}', _cell(interval([x for t,x in v.items() if t != top]))))
-    head = ' | '.join(f'{k}, mean | median | without {top}' for k in kinds)
-    return '\n'.join([f'| dB over {base} | runs | {head} |', '|---|'+'---:|'*(1+3*len(kinds)), *(f'| {r} | {pairs_of(recs, r, base)} | '+' | '.join(cell(e[r,k]) for k in kinds)+' |' for r in rows)])
+    e = {(r,k): in_ten(recs, r, base, k) for r in rows for k in kinds}; top = max(TASKS, key=lambda t: max(abs(v[t]) for v in e.values()))
+    cells = lambda v: (_cell(interval([*v.values()])), f'{statistics.median(v.values()):+.2f}', _cell(interval([x for t,x in v.items() if t != top])))
+    head = [h for k in kinds for h in (f'{k}, mean', 'median', f'without {top}')]
+    return _table([f'dB over {base}', 'runs', *head], [[r, pairs_of(recs, r, base), *(c for k in kinds for c in cells(e[r,k]))] for r in rows])
 
 # %% ../../nbs/experiments/claims.ipynb #b19e5d9e
 def stages_of(recs, a='t, full'):
@@ -327,13 +332,17 @@ def decide(
 # %% ../../nbs/experiments/claims.ipynb #edad1be2
 SPLITS = ('full','full, pre 25','full, pre 75')
 
+def balance(rec, task):
+    "The mean of source and nuisance on the validation photographs, in dB."
+    return (level(rec, task, 'source', 'val')+level(rec, task, 'nuisance', 'val'))/2
+
 def best_split(
     recs, tasks=TASKS_A,
     least=3,   # seeds that all three splits must have, else it is 'full'
 ):             # name of a row
     "The split of the compute with the best mean of source and nuisance on the validation photographs."
     recs = alike(recs, SPLITS, tasks); seeds = {k[2] for k in recs}
-    score = lambda n: sum(level(recs[n,t,s], t, k, 'val') for t in tasks for s in seeds for k in ('source','nuisance'))
+    score = lambda n: sum(balance(recs[n,t,s], t) for t in tasks for s in seeds)
     return max(SPLITS, key=score) if len(seeds) >= least else 'full'
 
 def verdict(recs, tasks=TASKS_A, seeds=(0,1,2)):
