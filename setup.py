@@ -11,7 +11,8 @@ cfg = cp['DEFAULT']
 def reqs(key): return shlex.split(cfg.get(key, ''), comments=True)
 def lines(key): return [o.strip() for o in cfg.get(key, '').splitlines() if o.strip()]
 
-statuses = ['1 - Planning', '2 - Pre-Alpha', '3 - Alpha', '4 - Beta', '5 - Production/Stable', '6 - Mature', '7 - Inactive']
+statuses = ['1 - Planning', '2 - Pre-Alpha', '3 - Alpha', '4 - Beta', '5 - Production/Stable', '6 - Mature',
+            '7 - Inactive']
 spdx = dict(apache2='Apache-2.0', mit='MIT', bsd3='BSD-3-Clause')
 
 setuptools.setup(
@@ -25,7 +26,8 @@ setuptools.setup(
     classifiers = ['Development Status :: ' + statuses[int(cfg['status'])-1],
                    'Intended Audience :: ' + cfg['audience'].title(),
                    'Natural Language :: ' + cfg['language'].title(),
-                   *[f'Programming Language :: Python :: {v}' for v in ('3', '3.10', '3.11', '3.12', '3.13')]],
+                   *[f'Programming Language :: Python :: {v}'
+                     for v in ('3', '3.10', '3.11', '3.12', '3.13')]],
     url = cfg['git_url'],
     project_urls = {'Documentation': cfg['doc_host']+cfg['doc_baseurl']},
     packages = setuptools.find_packages(include=[cfg['lib_path'], cfg['lib_path']+'.*']),

@@ -6,30 +6,60 @@
 __all__ = []
 
 # %% ../nbs/20_all.ipynb #b13a2df2
-from .core import load_image, save_image, show_images, check_images, check_steps, rng, Batch, ImageError
-from .degradations import TASKS, STRENGTHS, DEGRADATIONS, degrade, compose, noisy, rainy, hazy, low_light, blurry, jpeg, snowy, raindrop, shadowed, inpainting
+from .core import (load_image, save_image, show_images, check_images, check_steps, rng,
+                          Batch, ImageError)
+
+from .degradations import (TASKS, STRENGTHS, DEGRADATIONS, degrade, compose, noisy, rainy, hazy,
+                                  low_light, blurry, jpeg, snowy, raindrop, shadowed, inpainting)
+
 from .data import embedded_photos, Clean, Pairs, Synthetic, Mixture, stream, ahead
-from .schedule import Schedule, linear_schedule, cosine_schedule, level_to_step, add_noise, predict_noise, ddim_step, reverse, sample
+
+from .schedule import (Schedule, linear_schedule, cosine_schedule, level_to_step, add_noise,
+                              predict_noise, ddim_step, reverse, sample)
+
 from .backbones import NAFNet, nafnet_small, nafnet_medium, count_params, count_macs
+
 from .unet import UNet
+
 from .xrestormer import XRestormer
+
 from .conditioning import FiLM, Clocked, Timeless, find_sites, site_table, add_sites, depth_of, seeded
+
 from .metrics import psnr, ssim, DACLIP, BASICSR_RGB, BASICSR_Y, PROMPTIR, MATLAB_Y, score, metric_card
+
 from .checkpoints import save_net, load_net, import_weights
+
 from .parallel import Team, exact, ddp
+
+# %% ../nbs/20_all.ipynb #b35eda59
 from .sharded import fsdp
+
 from .training import FitConfig, fit, keep, read_log
+
 from .pretraining import ddpm, min_snr, gen_loss, pretrain
-from .matching import Match, match, match_curve, match_timestep, by_score, by_diffusing, by_reversing, mse, plot_curves, referee
+
+from .matching import (Match, match, match_curve, match_timestep, by_score, by_diffusing, by_reversing,
+                              mse, plot_curves, referee)
+
 from .importance import importance, anchor, importance_penalty
+
 from .orthogonality import cosines, orthogonality_loss, project
+
 from .layer_decay import layer_weights, shallow_params
+
 from .moe import MoE, balance_loss, expert_usage
+
 from .finetuning import FinetuneConfig, PLAIN, finetune, l1, charbonnier
+
 from .incremental import plan, Stage, train_incremental, history_table, forgetting
-from .restoring import Restorer, TimestepEstimator, train_estimator, tiled, restore_photo, restore_folder, save_restorer, load_restorer, pretrained
+
+from .restoring import (Restorer, TimestepEstimator, train_estimator, tiled, restore_photo,
+                               restore_folder, save_restorer, load_restorer, pretrained)
+
 from .photographs import read_photo, write_photo
+
 from .exporting import export_onnx, export_torchscript
 
 # %% ../nbs/20_all.ipynb #80da2690
-__all__ = sorted(n for n in dir() if not n.startswith('_'))   # nbdev lists what a module defines; this one defines nothing
+# nbdev lists what a module defines; this one defines nothing
+__all__ = sorted(n for n in dir() if not n.startswith('_'))

@@ -22,10 +22,12 @@ class LayerNorm2d(nn.Module):
         bias:bool=True,  # learn b, or keep it at 0
     ):
         super().__init__()
-        self.weight, self.bias, self.eps = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels)) if bias else None, eps
+        self.weight, self.bias, self.eps = (nn.Parameter(torch.ones(channels)),
+                                            nn.Parameter(torch.zeros(channels)) if bias else None, eps)
 
     def forward(self, x:Tensor)->Tensor:
-        return F.layer_norm(x.permute(0,2,3,1), self.weight.shape, self.weight, self.bias, self.eps).permute(0,3,1,2)
+        return F.layer_norm(x.permute(0,2,3,1), self.weight.shape, self.weight, self.bias,
+                            self.eps).permute(0,3,1,2)
 
 # %% ../nbs/04_backbones.ipynb #68ea2ff4
 def simple_gate(
@@ -42,7 +44,8 @@ class NAFBlock(nn.Module):
     ):
         super().__init__()
         self.norm1, self.norm2 = LayerNorm2d(c), LayerNorm2d(c)
-        self.conv1, self.conv2, self.conv3 = nn.Conv2d(c, 2*c, 1), nn.Conv2d(2*c, 2*c, 3, padding=1, groups=2*c), nn.Conv2d(c, c, 1)
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(c, 2*c, 1), nn.Conv2d(2*c, 2*c, 3, padding=1,
+            groups=2*c), nn.Conv2d(c, c, 1)
         self.sca = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, c, 1))
         self.conv4, self.conv5 = nn.Conv2d(c, 2*c, 1), nn.Conv2d(c, c, 1)
         self.beta, self.gamma = nn.Parameter(torch.zeros(1,c,1,1)), nn.Parameter(torch.zeros(1,c,1,1))
@@ -63,7 +66,8 @@ def pad_to(
     down, right = (-s % multiple for s in img.shape[-2:])
     if not down and not right: return img
     if mode == 'zero' : return F.pad(img, (0, right, 0, down))
-    return img[..., _mirror(img.shape[-2], down, img.device), :][..., _mirror(img.shape[-1], right, img.device)]
+    return img[..., _mirror(img.shape[-2], down, img.device), :][...,
+        _mirror(img.shape[-1], right, img.device)]
 
 def _mirror(n, extra, device):
     "Indices 0..n-1, then bouncing back and forth: for n=3, 0 1 2 1 0 1 2 …"
@@ -86,14 +90,17 @@ class NAFNet(nn.Module):
         channels:int=3,        # of the picture
     ):
         super().__init__()
-        if len(enc) != len(dec): raise ValueError(f'enc has {len(enc)} levels, dec has {len(dec)}: give both the same number')
+        if len(enc) != len(dec):
+            raise ValueError(f'enc has {len(enc)} levels, dec has {len(dec)}: give both the same number')
         blocks = lambda n, c: nn.Sequential(*[NAFBlock(c) for _ in range(n)])
         cs = [width*2**i for i in range(len(enc)+1)]
-        self.intro, self.ending = nn.Conv2d(channels, width, 3, padding=1), nn.Conv2d(width, channels, 3, padding=1)
+        self.intro, self.ending = (nn.Conv2d(channels, width, 3, padding=1),
+                                   nn.Conv2d(width, channels, 3, padding=1))
         self.encoders = nn.ModuleList(blocks(n, c) for n,c in zip(enc, cs))
         self.downs    = nn.ModuleList(nn.Conv2d(c, 2*c, 2, 2) for c in cs[:-1])
         self.middle_blks = blocks(middle, cs[-1])
-        self.ups      = nn.ModuleList(nn.Sequential(nn.Conv2d(c, 2*c, 1, bias=False), nn.PixelShuffle(2)) for c in cs[:0:-1])
+        self.ups      = nn.ModuleList(nn.Sequential(nn.Conv2d(c, 2*c, 1, bias=False), nn.PixelShuffle(2))
+                                      for c in cs[:0:-1])
         self.decoders = nn.ModuleList(blocks(n, c) for n,c in zip(dec, cs[-2::-1]))
 
 # %% ../nbs/04_backbones.ipynb #c9d3b211
@@ -103,7 +110,8 @@ def forward(self:NAFNet,
 )->Tensor:       # restored pictures, same shape
     "One pass, padded to a multiple of $2^L$ inside."
     H,W = img.shape[-2:]
-    x = _by_pixel(pad_to(img, 2**len(self.downs), 'zero'))   # a third faster: norms and 1×1 convolutions read whole pixels
+    # a third faster: norms and 1×1 convolutions read whole pixels
+    x = _by_pixel(pad_to(img, 2**len(self.downs), 'zero'))
     h, skips = self.intro(x), []
     for blocks,down in zip(self.encoders, self.downs): h = blocks(h); skips.append(h); h = down(h)
     h = self.middle_blks(h)
@@ -124,8 +132,10 @@ def count_macs(
     *args,                    # what `forward` takes after the picture, e.g. a time step
 )->int:
     "Multiply-accumulate operations of one forward pass: convolutions and matrix products, attention included."
-    from torch.utils.flop_counter import FlopCounterMode   # here, since loading it takes as long as the rest of this module many times over
-    ghosts = {k: torch.empty_like(v, device='meta') for k,v in [*net.named_parameters(), *net.named_buffers()]}
+    # here, since loading it takes as long as the rest of this module many times over
+    from torch.utils.flop_counter import FlopCounterMode
+    ghosts = {k: torch.empty_like(v, device='meta')
+              for k,v in [*net.named_parameters(), *net.named_buffers()]}
     with torch.no_grad(), FlopCounterMode(display=False) as count:
         functional_call(net, ghosts, (torch.empty(shape, device='meta'), *args))
     return count.get_total_flops()//2
@@ -155,7 +165,8 @@ def hessian_vector(
     "Second derivatives of the mean squared output along a random direction of the parameters, by two routes."
     names = [k for k,_ in net.named_parameters()]
     w = randomised(net, gen, dtype=dtype)
-    v = {k: torch.randn(w[k].shape, generator=gen, dtype=dtype, device=w[k].device)*(w[k].std(correction=0) + 1e-3) for k in names}
+    v = {k: torch.randn(w[k].shape, generator=gen, dtype=dtype, device=w[k].device)*(w[k].std(correction=0)
+             + 1e-3) for k in names}
     def grads(shift, **kw):
         p = {k: (w[k] + shift*v[k]).requires_grad_() for k in names}
         loss = functional_call(net, w | p, (img.to(dtype),)).square().mean()
@@ -173,7 +184,9 @@ def load_public_nafnet(
 )->NAFNet:         # on the CPU, in the dtype of the checkpoint
     "Rebuild a published NAFNet: width and depth are read off its parameter names."
     state = {k.removeprefix('module.'): v for k,v in state.get('params', state).items()}
-    if 'intro.weight' not in state: raise ValueError(f"state has no 'intro.weight' (its first names: {list(state)[:3]}): this is not a NAFNet; give torch.load(file, weights_only=True)")
+    if 'intro.weight' not in state:
+        raise ValueError(f"state has no 'intro.weight' (its first names: {list(state)[:3]}): this is not a "
+                         f"NAFNet; give torch.load(file, weights_only=True)")
     def counts(part):
         at = {tuple(map(int, k.split('.')[1:3])) for k in state if k.startswith(part+'.')}
         return tuple(sum(l == i for l,_ in at) for i in range(1 + max(l for l,_ in at)))

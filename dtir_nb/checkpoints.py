@@ -10,7 +10,8 @@ __all__ = ['FORMAT', 'CheckpointError', 'pack', 'canonical', 'sha256', 'write_fi
            'import_weights']
 
 # %% ../nbs/07_checkpoints.ipynb #bd0b3210
-import contextlib, copy, errno, hashlib, json, math, os, re, shutil, socket, stat, subprocess, sys, tempfile, threading, warnings, zipfile
+import contextlib, copy, errno, hashlib, json, math, os, re, shutil, socket, stat, subprocess, sys
+import tempfile, threading, warnings, zipfile
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -35,8 +36,11 @@ def pack(
 )->bytes:           # a safetensors file
     "Tensors as bytes; refuses NaN and infinity, so that an exploded run never replaces a good one."
     for k,v in tensors.items():
-        if v.is_floating_point() and not torch.isfinite(v).all(): raise CheckpointError(k, 'E_NONFINITE', 'this tensor holds NaN or infinity and is not saved; the last checkpoint is intact')
-    return st_save({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k,v in tensors.items()}, meta)
+        if v.is_floating_point() and not torch.isfinite(v).all():
+            raise CheckpointError(k, 'E_NONFINITE', 'this tensor holds NaN or infinity and is not saved; the '
+                                  'last checkpoint is intact')
+    return st_save({k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
+                    for k,v in tensors.items()}, meta)
 
 def canonical(obj)->bytes:
     "JSON in one spelling: sorted keys, no spaces, no NaN."
@@ -88,7 +92,8 @@ def read_file(
     try:
         st = os.fstat(fd)
         if not stat.S_ISREG(st.st_mode): raise CheckpointError(path, 'E_DAMAGED', 'not a regular file')
-        if size is not None and st.st_size != size: raise CheckpointError(path, 'E_DAMAGED', f'{st.st_size} bytes where {size} were written')
+        if size is not None and st.st_size != size:
+            raise CheckpointError(path, 'E_DAMAGED', f'{st.st_size} bytes where {size} were written')
         with open(fd, 'rb', closefd=False) as f: return f.read()
     finally: os.close(fd)
 
@@ -125,14 +130,18 @@ def write_dir(
     except OSError as e:
         if tmp.exists(): remove(tmp)
         if e.errno not in _FULL: raise
-        raise CheckpointError(path, 'E_DISK', f'{need} bytes needed, {shutil.disk_usage(path.parent).free} free ({e.strerror}). Older checkpoints are intact: make room and start again') from None
+        raise CheckpointError(path, 'E_DISK', f'{need} bytes needed, {shutil.disk_usage(path.parent).free} '
+                              f'free ({e.strerror}). Older checkpoints are intact: make room and '
+                              f'start again') from None
 
 # %% ../nbs/07_checkpoints.ipynb #73ce9386
-FORMAT = 2   # raise it when the layout changes, and keep reading the old ones; 2 added the loss scale of float16
+# raise it when the layout changes, and keep reading the old ones; 2 added the loss scale of float16
+FORMAT = 2
 
 def environment()->dict:
     "What the last bit of a training step may depend on, besides the code."
-    return dict(torch=torch.__version__, threads=torch.get_num_threads(), cpu=torch.backends.cpu.get_cpu_capability(),
+    return dict(torch=torch.__version__, threads=torch.get_num_threads(),
+                cpu=torch.backends.cpu.get_cpu_capability(),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
 def sign(
@@ -141,7 +150,8 @@ def sign(
     score=None,   # how good it is, larger is better
 )->bytes:         # manifest.json
     "The manifest of a set of files."
-    body = dict(format=FORMAT, step=step, score=score, made_by=environment(), files={n: dict(bytes=len(b), sha256=sha256(b)) for n,b in files.items()})
+    body = dict(format=FORMAT, step=step, score=score, made_by=environment(),
+                files={n: dict(bytes=len(b), sha256=sha256(b)) for n,b in files.items()})
     return canonical(dict(body=body, sha256=sha256(canonical(body))))
 
 # %% ../nbs/07_checkpoints.ipynb #26061422
@@ -150,10 +160,14 @@ def read_manifest(
 )->dict:        # format, step, score, files, made_by
     "Read and check a manifest against its own digest."
     data = read_file(Path(path)/'manifest.json')
-    try: m = json.loads(data); body = m['body']; ok = m['sha256'] == sha256(canonical(body)) and data == canonical(m)
+    try:
+        m = json.loads(data); body = m['body']
+        ok = m['sha256'] == sha256(canonical(body)) and data == canonical(m)
     except (ValueError, KeyError, TypeError): ok = False
     if not ok: raise CheckpointError(path, 'E_DAMAGED', 'manifest.json does not match its own digest')
-    if not 1 <= body['format'] <= FORMAT: raise CheckpointError(path, 'E_FORMAT', f'format {body["format"]}, this version reads 1..{FORMAT}: update dtir_nb')
+    if not 1 <= body['format'] <= FORMAT:
+        raise CheckpointError(path, 'E_FORMAT', f'format {body["format"]}, this version reads 1..{FORMAT}: '
+                              f'update dtir_nb')
     return body
 
 # %% ../nbs/07_checkpoints.ipynb #97a6f71c
@@ -162,12 +176,18 @@ def read_dir(
 ):               # yields (name, bytes) of each file
     "Read a checkpoint's files, each against the manifest: nothing missing, nothing extra, no other bit."
     path = Path(path); body = read_manifest(path)
-    if path.name != step_name(body['step']): raise CheckpointError(path, 'E_DAMAGED', f'holds step {body["step"]}: somebody renamed it')
+    if path.name != step_name(body['step']):
+        raise CheckpointError(path, 'E_DAMAGED', f'holds step {body["step"]}: somebody renamed it')
     odd = sorted(set(os.listdir(path)) ^ {*body['files'], 'manifest.json'})
-    if odd: raise CheckpointError(path/odd[0], 'E_DAMAGED', 'listed but missing' if odd[0] in body['files'] else 'not part of this checkpoint')
+    if odd:
+        raise CheckpointError(path/odd[0], 'E_DAMAGED',
+                              'listed but missing' if odd[0] in body['files']
+                              else 'not part of this checkpoint')
     for name,f in body['files'].items():
         data = read_file(path/name, f['bytes'])
-        if sha256(data) != f['sha256']: raise CheckpointError(path/name, 'E_DAMAGED', 'the SHA-256 of this file is not the one that was written')
+        if sha256(data) != f['sha256']:
+            raise CheckpointError(path/name, 'E_DAMAGED',
+                                  'the SHA-256 of this file is not the one that was written')
         yield name, data
 
 def step_name(step): "The directory of a step."; return f'step-{step:09d}'
@@ -191,14 +211,19 @@ class Checkpoint(NamedTuple):
 def checkpoints(run)->list:
     "Directories of the checkpoints of a run, newest first, verified or not."
     d = Path(run)/'ckpt'
-    return sorted((p for p in d.iterdir() if re.fullmatch(r'step-\d{9}', p.name)), reverse=True) if d.is_dir() else []
+    return (sorted((p for p in d.iterdir() if re.fullmatch(r'step-\d{9}', p.name)), reverse=True)
+            if d.is_dir() else [])
 
 def _read_checkpoint(path):
     files = dict(read_dir(path)); body = read_manifest(path)
     odd = {k:(v, body['made_by'].get(k)) for k,v in environment().items() if v != body['made_by'].get(k)}
-    if odd: warnings.warn(f'{path.name} was written elsewhere: {", ".join(f"{k} was {b}, is {a}" for k,(a,b) in odd.items())}. It loads, but the run may differ in its last bits')
+    if odd:
+        warnings.warn(f'{path.name} was written elsewhere: '
+                      f'{", ".join(f"{k} was {b}, is {a}" for k,(a,b) in odd.items())}. It loads, but the '
+                      f'run may differ in its last bits')
     try: tensors = {Path(n).stem: st_load(b) for n,b in files.items() if n.endswith('.safetensors')}
-    except SafetensorError as e: raise CheckpointError(path, 'E_DAMAGED', f'not a safetensors file: {e}') from None
+    except SafetensorError as e:
+        raise CheckpointError(path, 'E_DAMAGED', f'not a safetensors file: {e}') from None
     return Checkpoint(body['step'], tensors, json.loads(files['state.json']), path, format=body['format'])
 
 # %% ../nbs/07_checkpoints.ipynb #29380310
@@ -214,8 +239,13 @@ def load_checkpoint(
             if e.code != 'E_DAMAGED': raise
             bad.append(str(e)); warnings.warn(f'passed over a damaged checkpoint: {e}')
         else: return got._replace(bad=tuple(bad))
-    if bad: raise CheckpointError(run, 'E_DAMAGED', (f'step {step} is damaged: ' if step is not None else 'no checkpoint is whole: ') + '; '.join(bad))
-    if step is not None: raise CheckpointError(run, 'E_MISSING', f'no step {step}; there are {[int(p.name[5:]) for p in all_]}')
+    if bad:
+        raise CheckpointError(run, 'E_DAMAGED',
+                              (f'step {step} is damaged: ' if step is not None
+                               else 'no checkpoint is whole: ') + '; '.join(bad))
+    if step is not None:
+        raise CheckpointError(run, 'E_MISSING',
+                              f'no step {step}; there are {[int(p.name[5:]) for p in all_]}')
 
 # %% ../nbs/07_checkpoints.ipynb #4bdf04f4
 def prune(
@@ -243,16 +273,22 @@ def save_checkpoint(
     keep=2,         # whole checkpoints to keep, at least 2
 )->Path:            # its directory
     "Save everything or nothing; the older checkpoints stay until this one has been read back."
-    if score is not None and not math.isfinite(score): raise CheckpointError(run, 'E_NONFINITE', f'the score of step {step} is {score}: it has to be a finite number, or None')
-    if json.loads(canonical(state)) != state: raise ValueError('state would come back changed from JSON: use string keys and lists, not numbers as keys or tuples')
+    if score is not None and not math.isfinite(score):
+        raise CheckpointError(run, 'E_NONFINITE', f'the score of step {step} is {score}: it has to be a '
+                              f'finite number, or None')
+    if json.loads(canonical(state)) != state:
+        raise ValueError('state would come back changed from JSON: use string keys and lists, not numbers as '
+                         'keys or tuples')
     files = {f'{k}.safetensors': pack(v) for k,v in tensors.items()} | {'state.json': canonical(state)}
     path = make_dir(Path(run)/'ckpt')/step_name(step)
     if path.exists() and not damage(path):
         if dict(read_dir(path)) == files: return path
-        raise CheckpointError(path, 'E_EXISTS', 'this step is already saved with other content: continue from it, or choose a new run directory')
+        raise CheckpointError(path, 'E_EXISTS', 'this step is already saved with other content: continue '
+                              'from it, or choose a new run directory')
     if path.exists(): remove(path)
     write_dir(path, files | {'manifest.json': sign(step, files, score)})
-    if (why := damage(path)): raise CheckpointError(path, 'E_DISK', f'was written but does not read back: {why}. Check the disk')
+    if (why := damage(path)):
+        raise CheckpointError(path, 'E_DISK', f'was written but does not read back: {why}. Check the disk')
     prune(run, keep)
     return path
 
@@ -277,7 +313,8 @@ class Writer:
         "Take a snapshot, and save it behind the caller's back; arguments of `save_checkpoint`."
         self.wait()
         self.copy = snapshot(tensors, self.copy)
-        self.thread = threading.Thread(target=self._write, args=(run, step, self.copy, copy.deepcopy(state)), kwargs=kw, name='checkpoint')
+        self.thread = threading.Thread(target=self._write, args=(run, step, self.copy, copy.deepcopy(state)),
+                                       kwargs=kw, name='checkpoint')
         self.thread.start()
     def _write(self, *a, **kw):
         try: save_checkpoint(*a, **kw)
@@ -305,7 +342,10 @@ def run_lock(
     with open(path, 'a+') as f:
         if fcntl:
             try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
-            except OSError: f.seek(0); raise Locked(f'{os.fspath(run)!a} is in use by {f.read() or "another process"}: wait for it, stop it, or choose another directory') from None
+            except OSError:
+                f.seek(0)
+                raise Locked(f'{os.fspath(run)!a} is in use by {f.read() or "another process"}: wait for it, '
+                             f'stop it, or choose another directory') from None
         f.seek(0); f.truncate(); f.write(f'process {os.getpid()} on {socket.gethostname()}'); f.flush()
         for p in (path.parent/'ckpt').glob('.*-step-*') if (path.parent/'ckpt').is_dir() else (): remove(p)
         yield
@@ -318,13 +358,22 @@ def check_tensors(
 ):
     "Raise a `CheckpointError` that names the first tensor of `source` which does not fit `target`."
     lost, odd = sorted(target.keys()-source.keys()), sorted(source.keys()-target.keys())
-    if lost or odd: raise CheckpointError(where, 'E_KEYS', f'{len(lost)} names are missing {lost[:3]}, {len(odd)} are unknown {odd[:3]}: it was saved from another network')
+    if lost or odd:
+        raise CheckpointError(where, 'E_KEYS', f'{len(lost)} names are missing {lost[:3]}, {len(odd)} are '
+                              f'unknown {odd[:3]}: it was saved from another network')
     for k,t in target.items():
         s = source[k]
-        if s.shape != t.shape: raise CheckpointError(where, 'E_SHAPE', f'{k} is {tuple(s.shape)} in the file and {tuple(t.shape)} in the network: build it with the saved configuration')
-        if s.dtype != t.dtype: raise CheckpointError(where, 'E_DTYPE', f'{k} is {s.dtype} in the file and {t.dtype} in the network: convert one of them on purpose')
-        if s.is_floating_point() and not torch.isfinite(s).all(): raise CheckpointError(where, 'E_NONFINITE', f'{k} holds NaN or infinity')
+        if s.shape != t.shape:
+            raise CheckpointError(where, 'E_SHAPE',
+                                  f'{k} is {tuple(s.shape)} in the file and {tuple(t.shape)} in the network: '
+                                  f'build it with the saved configuration')
+        if s.dtype != t.dtype:
+            raise CheckpointError(where, 'E_DTYPE', f'{k} is {s.dtype} in the file and {t.dtype} in the '
+                                  f'network: convert one of them on purpose')
+        if s.is_floating_point() and not torch.isfinite(s).all():
+            raise CheckpointError(where, 'E_NONFINITE', f'{k} holds NaN or infinity')
 
+# %% ../nbs/07_checkpoints.ipynb #d36c4330
 @torch.no_grad()
 def copy_tensors(
     target:dict,     # name -> tensor, overwritten in place
@@ -340,7 +389,8 @@ def _digest(tensors, config):
     h = hashlib.sha256(canonical(config))
     for k in sorted(tensors):
         v = tensors[k].detach().cpu().contiguous()
-        h.update(canonical([k, str(v.dtype), list(v.shape)])); h.update(v.reshape(-1).view(torch.uint8).numpy())
+        h.update(canonical([k, str(v.dtype), list(v.shape)]))
+        h.update(v.reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
 # %% ../nbs/07_checkpoints.ipynb #8c77b8b9
@@ -351,12 +401,15 @@ def save_net(
 )->Path:
     "Weights and configuration in one file, written atomically."
     path, sd, config = Path(path), net.state_dict(), config or {}
-    if json.loads(canonical(config)) != config: raise ValueError('config would come back changed from JSON: use string keys and lists')
+    if json.loads(canonical(config)) != config:
+        raise ValueError('config would come back changed from JSON: use string keys and lists')
     meta = dict(dtir_format=str(FORMAT), config=canonical(config).decode(), sha256=_digest(sd, config))
     data = pack(sd, meta)
     try: replace_file(path, data)
     except OSError as e:
-        raise CheckpointError(path, 'E_DISK' if e.errno in _FULL else 'E_WRITE', f'{e.strerror}; {len(data)} bytes needed. Is there such a folder, and room?') from None
+        raise CheckpointError(path, 'E_DISK' if e.errno in _FULL else 'E_WRITE',
+                              f'{e.strerror}; {len(data)} bytes needed. Is there such a folder, '
+                              f'and room?') from None
     return path
 
 # %% ../nbs/07_checkpoints.ipynb #caf6e056
@@ -366,13 +419,21 @@ def read_net(
 )->tuple:       # (name -> tensor, config)
     "Verified weights and configuration."
     data = read_file(path)
-    if pin and sha256(data) != pin: raise CheckpointError(path, 'E_PIN', f'has SHA-256 {sha256(data)}, not the pinned {pin}: another file than the one you meant')
+    if pin and sha256(data) != pin:
+        raise CheckpointError(path, 'E_PIN', f'has SHA-256 {sha256(data)}, not the pinned {pin}: another '
+                              f'file than the one you meant')
     try:
-        tensors, meta = st_load(data), json.loads(data[8:8+int.from_bytes(data[:8], 'little')])['__metadata__']
+        tensors, meta = (st_load(data),
+                         json.loads(data[8:8+int.from_bytes(data[:8], 'little')])['__metadata__'])
         version, config, digest = int(meta['dtir_format']), json.loads(meta['config']), meta['sha256']
-    except (SafetensorError, ValueError, KeyError): raise CheckpointError(path, 'E_FOREIGN', 'not written by `save_net`, or damaged; for weights from elsewhere use `import_weights`') from None
-    if not 1 <= version <= FORMAT: raise CheckpointError(path, 'E_FORMAT', f'format {version}, this version reads 1..{FORMAT}: update dtir_nb')
-    if digest != _digest(tensors, config): raise CheckpointError(path, 'E_DAMAGED', 'its digest is not the one that was written: fetch it again')
+    except (SafetensorError, ValueError, KeyError):
+        raise CheckpointError(path, 'E_FOREIGN', 'not written by `save_net`, or damaged; for weights from '
+                              'elsewhere use `import_weights`') from None
+    if not 1 <= version <= FORMAT:
+        raise CheckpointError(path, 'E_FORMAT', f'format {version}, this version reads 1..{FORMAT}: '
+                              f'update dtir_nb')
+    if digest != _digest(tensors, config):
+        raise CheckpointError(path, 'E_DAMAGED', 'its digest is not the one that was written: fetch it again')
     return tensors, config
 
 # %% ../nbs/07_checkpoints.ipynb #8a188cb6
@@ -394,18 +455,29 @@ def check_zip(
 ):
     "Refuse anything but the plain, uncompressed zip that `torch.save` writes, judged from its directory."
     try: entries = zipfile.ZipFile(f).infolist()
-    except zipfile.BadZipFile: raise CheckpointError(f.name, 'E_FOREIGN', 'not the zip that torch.save has written since 1.6; a bare pickle can run code and is not read') from None
+    except zipfile.BadZipFile:
+        raise CheckpointError(f.name, 'E_FOREIGN', 'not the zip that torch.save has written since 1.6; a '
+                              'bare pickle can run code and is not read') from None
     total = sum(e.file_size for e in entries)
-    if any(e.compress_type or e.file_size != e.compress_size for e in entries): raise CheckpointError(f.name, 'E_FOREIGN', f'compressed entries that would inflate to {total} bytes; torch.save writes none')
-    if total > min(max_bytes, os.fstat(f.fileno()).st_size): raise CheckpointError(f.name, 'E_FOREIGN', f'entries declare {total} bytes, the file has {os.fstat(f.fileno()).st_size} and max_bytes is {max_bytes}')
+    if any(e.compress_type or e.file_size != e.compress_size for e in entries):
+        raise CheckpointError(f.name, 'E_FOREIGN', f'compressed entries that would inflate to {total} bytes; '
+                              f'torch.save writes none')
+    if total > min(max_bytes, os.fstat(f.fileno()).st_size):
+        raise CheckpointError(f.name, 'E_FOREIGN', f'entries declare {total} bytes, the file has '
+                              f'{os.fstat(f.fileno()).st_size} and max_bytes is {max_bytes}')
     f.seek(0)
 
+# %% ../nbs/07_checkpoints.ipynb #aafdcc07
 def _pick(obj, key, path):
     for k in key.split('.') if key else ():
-        if not isinstance(obj, dict) or k not in obj: raise CheckpointError(path, 'E_KEYS', f'no entry {k!r}; there are {sorted(map(str, obj))[:9] if isinstance(obj, dict) else type(obj).__name__}')
+        if not isinstance(obj, dict) or k not in obj:
+            raise CheckpointError(path, 'E_KEYS',
+                                  f'no entry {k!r}; there are '
+                                  f'{sorted(map(str, obj))[:9] if isinstance(obj, dict) else type(obj).__name__}')
         obj = obj[k]
     if not isinstance(obj, dict) or not obj or not all(isinstance(v, Tensor) for v in obj.values()):
-        raise CheckpointError(path, 'E_KEYS', f'not a dict of tensors; choose one with key=, there are {sorted(map(str, obj))[:9] if isinstance(obj, dict) else type(obj).__name__}')
+        raise CheckpointError(path, 'E_KEYS', f'not a dict of tensors; choose one with key=, there are '
+                              f'{sorted(map(str, obj))[:9] if isinstance(obj, dict) else type(obj).__name__}')
     return {str(k): v for k,v in obj.items()}
 
 # %% ../nbs/07_checkpoints.ipynb #05bc0918
@@ -413,30 +485,41 @@ def _convert(src, dst, key, max_bytes):
     "The child's whole life: put on limits, read, write safetensors."
     import resource
     try:
-        now = int(Path('/proc/self/statm').read_text().split()[0])*os.sysconf('SC_PAGE_SIZE') if os.path.exists('/proc/self/statm') else 8<<30
+        now = (int(Path('/proc/self/statm').read_text().split()[0])*os.sysconf('SC_PAGE_SIZE')
+               if os.path.exists('/proc/self/statm') else 8<<30)
         n = int(max_bytes)
-        for what,lim in ((resource.RLIMIT_AS, now+4*n+(256<<20)), (resource.RLIMIT_FSIZE, n+(1<<20)), (resource.RLIMIT_CPU, 300), (resource.RLIMIT_CORE, 0)):
+        for what,lim in ((resource.RLIMIT_AS, now+4*n+(256<<20)), (resource.RLIMIT_FSIZE, n+(1<<20)),
+                         (resource.RLIMIT_CPU, 300), (resource.RLIMIT_CORE, 0)):
             hard = resource.getrlimit(what)[1]
             resource.setrlimit(what, (lim if hard == resource.RLIM_INFINITY else min(lim, hard),)*2)
         with open(src, 'rb') as f:
             check_zip(f, n)
             write_file(dst, pack(_pick(torch.load(f, map_location='cpu', weights_only=True), key, src)))
     except CheckpointError as e: sys.exit(str(e))
-    except Exception as e: sys.exit(f'E_FOREIGN: {os.fspath(src)!a}: refused: {str(e).splitlines()[0][:200] if str(e) else type(e).__name__}')
+    except Exception as e:
+        sys.exit(f'E_FOREIGN: {os.fspath(src)!a}: refused: '
+                 f'{str(e).splitlines()[0][:200] if str(e) else type(e).__name__}')
 
 # %% ../nbs/07_checkpoints.ipynb #cb3a4c5b
 def _in_child(path, key, max_bytes):
     "Run `_convert` in a process of its own; the tensors it wrote."
-    env = {k:v for k,v in os.environ.items() if not k.startswith('TORCH_FORCE')} | {'PYTHONPATH': str(Path(__file__).parents[1])}
+    env = ({k:v for k,v in os.environ.items() if not k.startswith('TORCH_FORCE')}
+           | {'PYTHONPATH': str(Path(__file__).parents[1])})
     with tempfile.TemporaryDirectory() as d:
-        run = [sys.executable, '-c', 'import sys; from dtir_nb.checkpoints import _convert; _convert(*sys.argv[1:])', str(path), f'{d}/w.safetensors', key, str(max_bytes)]
-        try: r = subprocess.run(run, env=env, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
-        except subprocess.TimeoutExpired: raise CheckpointError(path, 'E_FOREIGN', 'took more than ten minutes') from None
+        run = [sys.executable, '-c', 'import sys; from dtir_nb.checkpoints import _convert; '
+               '_convert(*sys.argv[1:])', str(path), f'{d}/w.safetensors', key, str(max_bytes)]
+        try:
+            r = subprocess.run(run, env=env, capture_output=True, text=True, timeout=600,
+                               stdin=subprocess.DEVNULL)
+        except subprocess.TimeoutExpired:
+            raise CheckpointError(path, 'E_FOREIGN', 'took more than ten minutes') from None
         if r.returncode:
-            code, _, why = ([l for l in r.stderr.splitlines() if l.startswith('E_')] or [f'E_FOREIGN: : the reader died ({r.returncode})'])[-1].partition(': ')
+            code, _, why = ([l for l in r.stderr.splitlines() if l.startswith('E_')]
+                            or [f'E_FOREIGN: : the reader died ({r.returncode})'])[-1].partition(': ')
             raise CheckpointError(path, code, why.partition(': ')[2])
         return st_load(read_file(f'{d}/w.safetensors'))
 
+# %% ../nbs/07_checkpoints.ipynb #f07cd670
 def import_weights(
     path,                # a .pth/.pt of somebody else, or a .safetensors
     key='',              # where in it the weights are, e.g. 'params_ema' or 'state.model'
@@ -446,8 +529,11 @@ def import_weights(
     path = Path(path).absolute()
     if not path.is_file(): raise CheckpointError(path, 'E_MISSING', 'no such file; a directory is not read')
     if path.suffix == '.safetensors':
-        if (n := path.stat().st_size) > max_bytes: raise CheckpointError(path, 'E_LIMIT', f'{n} bytes, more than {max_bytes}: raise max_bytes if you trust it')
+        if (n := path.stat().st_size) > max_bytes:
+            raise CheckpointError(path, 'E_LIMIT', f'{n} bytes, more than {max_bytes}: raise max_bytes if '
+                                  f'you trust it')
         try: return st_load(read_file(path))
-        except SafetensorError as e: raise CheckpointError(path, 'E_FOREIGN', f'not a safetensors file: {e}') from None
+        except SafetensorError as e:
+            raise CheckpointError(path, 'E_FOREIGN', f'not a safetensors file: {e}') from None
     with open(path, 'rb') as f: check_zip(f, max_bytes)
     return _in_child(path, key, max_bytes)

@@ -40,7 +40,8 @@ def restore(
     "Restore a photograph, or a folder of them."
     kw = dict(task=task, t=t, max_pixels=megapixels*1e6, compare=compare)
     args = dict(run=run, device=device, tile=tile, settle=settle, ensemble=ensemble)
-    if os.path.isdir(image): return _restore_folder(image, out or image.rstrip('/\\')+'_restored', args, kw, workers, suffix)
+    if os.path.isdir(image):
+        return _restore_folder(image, out or image.rstrip('/\\')+'_restored', args, kw, workers, suffix)
     _restore_file(image, out, args, kw)
 
 # %% ../nbs/19a_command.ipynb #ade739ad
@@ -49,7 +50,8 @@ def load_model(run=None, device='cpu', **kw):
     import torch
     from dtir_nb.restoring import load_restorer, pretrained
     R = load_restorer(run, **kw) if run else pretrained(**kw)
-    if str(device).startswith('cuda') and not torch.cuda.is_available(): raise ValueError(f'device is {device!r}: no GPU is visible to PyTorch here; use cpu')
+    if str(device).startswith('cuda') and not torch.cuda.is_available():
+        raise ValueError(f'device is {device!r}: no GPU is visible to PyTorch here; use cpu')
     R.net.to(device)
     return R
 
@@ -62,10 +64,12 @@ def _restore_file(image, out, args, kw):
     from pathlib import Path
     from tqdm import tqdm
     from dtir_nb.restoring import restore_photo, verdict
-    _threads(); out = out or ('-' if image == '-' else str(Path(image).with_name(Path(image).stem+'_restored.png')))
+    _threads()
+    out = out or ('-' if image == '-' else str(Path(image).with_name(Path(image).stem+'_restored.png')))
     if kw['compare'] and out == '-': raise ValueError('compare needs a name to go beside: give -o NAME.png')
     kw['compare'] = str(Path(out).with_name(Path(out).stem+'_compare.png')) if kw['compare'] else None
-    e = restore_photo(image, out, load_model(**args), progress=lambda spots: tqdm(spots, unit='tile', disable=None), **kw)
+    e = restore_photo(image, out, load_model(**args),
+                      progress=lambda spots: tqdm(spots, unit='tile', disable=None), **kw)
     print(f'{out}: {verdict(e)}', file=sys.stderr if out == '-' else sys.stdout)
 
 # %% ../nbs/19a_command.ipynb #d84dcb76
@@ -76,7 +80,8 @@ def _restore_folder(folder, out, args, kw, workers, suffix):
     if suffix and not suffix.startswith('.'): suffix = '.'+suffix
     if workers < 1: raise ValueError(f'workers is {workers}: at least 1')
     _threads()
-    done = restore_folder(folder, out, partial(load_model, **args), workers, suffix, progress=lambda o, total: tqdm(o, total=total, unit='file', disable=None), **kw)
+    done = restore_folder(folder, out, partial(load_model, **args), workers, suffix, progress=lambda o,
+                          total: tqdm(o, total=total, unit='file', disable=None), **kw)
     print(f'{out}: {summary(done)}')
     return 65 if any(o.done == 'refused' for o in done) else 0
 
@@ -96,7 +101,8 @@ def export(
     R = load_model(run); t = R.step(None, task, t).t if task is not None or t is not None else None
     write(R.net, out, t, steps=R.t if isinstance(R.t, dict) else {})
     worst = exporting.check_export(out, R.net, t)
-    print(f'{out}: ' + ('t is an input' if t is None else f't*={t} folded in') + f', differs from the original by at most {worst:.1e}')
+    print(f'{out}: ' + ('t is an input' if t is None else f't*={t} folded in') + f', differs from the '
+          f'original by at most {worst:.1e}')
 
 # %% ../nbs/19a_command.ipynb #53521bc5
 def train(
@@ -109,7 +115,8 @@ def train(
 ):
     "Train a recipe, on one or several workers of this machine."
     from dtir_nb.launch import main, run_main
-    args = [recipe, '--out', out, '--scale', scale, '--seed', str(seed), *(['--shards', str(shards)] if shards else [])]
+    args = [recipe, '--out', out, '--scale', scale, '--seed', str(seed),
+            *(['--shards', str(shards)] if shards else [])]
     if workers == 1: return main(args)
     if code := run_main([*args, '--workers', str(workers)]): raise SystemExit(code)
 
@@ -131,11 +138,15 @@ def evaluate(
     from dtir_nb.restoring import load_restorer
     known = {p.name: p for p in metrics.PROTOCOLS}
     if protocol not in known: raise ValueError(f'protocol is {protocol!r}: known are {", ".join(known)}')
-    if twice := [d for d in data if sum(Path(d).resolve().name == Path(o).resolve().name for o in data) > 1]: raise ValueError(f'data: {", ".join(twice)} share a name, and the results of each go to OUT/NAME; evaluate them one by one, with different --out')
+    if twice := [d for d in data if sum(Path(d).resolve().name == Path(o).resolve().name for o in data) > 1]:
+        raise ValueError(f'data: {", ".join(twice)} share a name, and the results of each go to OUT/NAME; '
+                         f'evaluate them one by one, with different --out')
     R, out = load_restorer(run), Path(out or Path(run)/'eval'); R.net.to(device)
     extra = dict(perceptual=perceptual.lpips, lpips_card=perceptual.lpips_card()) if lpips else {}
     for d in data:
-        name = Path(d).resolve().name; e = score(lambda y: R(y, task=task), find_pairs(d), known[protocol], out/name, device=device, method=method, dataset=name, task=task or 'estimated', **extra)
+        name = Path(d).resolve().name
+        e = score(lambda y: R(y, task=task), find_pairs(d), known[protocol], out/name, device=device,
+                  method=method, dataset=name, task=task or 'estimated', **extra)
         print(f'{name}\n\n{metrics.card_markdown(e.card)}\n')
     paths = write_tables(out/'tables', collect(out), protocol)
     print(f'per picture: {out}/*/per_image.csv; the tables of the paper beside ours: {paths[0].parent}')
@@ -149,10 +160,15 @@ def compare(
     "What b gains over a, picture by picture."
     from dtir_nb.evaluation import compare as cmp
     c = cmp(a, b, metric)
-    print(f'{metric}: b - a = {c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}] (95 % bootstrap) over {c.n} pictures, b is better on {c.better}')
-    if far := [n for n,d in c.pictures if abs(d) == float('inf')]: print(f'{len(far)} are identical to the truth in one of the two, and left out of the mean: ' + ', '.join(far[:5]))
+    print(f'{metric}: b - a = {c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}] (95 % bootstrap) over {c.n} '
+          f'pictures, b is better on {c.better}')
+    if far := [n for n,d in c.pictures if abs(d) == float('inf')]:
+        print(f'{len(far)} are identical to the truth in one of the two, and left out of the mean: '
+              + ', '.join(far[:5]))
     print('they differ most on: ' + ', '.join(f'{n} {d:+.3f}' for n,d in c.pictures[:5]))
-    if c.unpaired: print(f'{len(c.unpaired)} pictures are in only one of the two and do not count: ' + ', '.join(c.unpaired[:5]))
+    if c.unpaired:
+        print(f'{len(c.unpaired)} pictures are in only one of the two and do not count: '
+              + ', '.join(c.unpaired[:5]))
 
 # %% ../nbs/19a_command.ipynb #8d3eb4b5
 def data_doctor(
@@ -209,23 +225,29 @@ def bench(
     return f(rows, quick, out, seed, force, check)
 
 # %% ../nbs/19a_command.ipynb #9520db7b
-COMMANDS = {'demo': demo, 'restore': restore, 'export': export, 'train': train, 'evaluate': evaluate, 'compare': compare,
-            'data doctor': data_doctor, 'data make-lq': data_make_lq, 'data prepare': data_prepare, 'data leaks': data_leaks,
+COMMANDS = {'demo': demo, 'restore': restore, 'export': export, 'train': train, 'evaluate': evaluate,
+            'compare': compare,
+            'data doctor': data_doctor, 'data make-lq': data_make_lq, 'data prepare': data_prepare,
+            'data leaks': data_leaks,
             'bench': bench}
 
 # %% ../nbs/19a_command.ipynb #df67f6b8
 def usage()->str:
     "What `dtir --help` prints."
     lines = [f'  dtir {n:13} {f.__doc__}' for n,f in COMMANDS.items()]
-    lines.append(f"  dtir {'run':13} Train a recipe with workers of its own: watch over them, start them again, leave with an exit code that says why.")
-    return '\n'.join(['dtir: diffusion training for ordinary restoration networks', '', *lines, '', 'dtir COMMAND --help says more.'])
+    lines.append(f"  dtir {'run':13} Train a recipe with workers of its own: watch over them, start them "
+                 f"again, leave with an exit code that says why.")
+    return '\n'.join(['dtir: diffusion training for ordinary restoration networks', '', *lines, '',
+                      'dtir COMMAND --help says more.'])
 
 def fail(e:BaseException)->int:
     "Say an error in one line, and with which exit code to leave."
     from dtir_nb.core import ImageError
     from dtir_nb.training import exit_code
-    code = 65 if isinstance(e, ImageError) else 2 if isinstance(e, (FileNotFoundError, ImportError)) else exit_code(e)
-    text = ' '.join(str(e).split()) if isinstance(e, (ValueError, OSError, ImportError)) or code not in (1,) else f'{type(e).__name__}: {e}'
+    code = (65 if isinstance(e, ImageError) else 2 if isinstance(e, (FileNotFoundError, ImportError))
+            else exit_code(e))
+    text = (' '.join(str(e).split()) if isinstance(e, (ValueError, OSError, ImportError)) or code not in (1,)
+            else f'{type(e).__name__}: {e}')
     print(f'dtir: {text}', file=sys.stderr)
     return code
 
@@ -238,7 +260,8 @@ def parse(argv)->tuple:
     name = ' '.join(argv[:words])
     if name not in COMMANDS: return None, name
     from fastcore.script import anno_parser
-    func = COMMANDS[name]; args = [ALIASES.get(head, head)+eq+rest for head,eq,rest in (a.partition('=') for a in argv[words:])]
+    func = COMMANDS[name]
+    args = [ALIASES.get(head, head)+eq+rest for head,eq,rest in (a.partition('=') for a in argv[words:])]
     def error(message): raise ValueError(f'{" ".join(message.split())}; dtir {name} --help says more')
     ap = anno_parser(func, prog=f'dtir {name}'); ap.error = error
     return func, {k: v for k,v in vars(ap.parse_args(args)).items() if k not in ('pdb','xtra')}
@@ -256,10 +279,12 @@ def dtir(argv=None)->int:
         return run_main(argv[1:])
     try: func, args = parse(argv)
     except ValueError as e: print(f'dtir: {e}', file=sys.stderr); return 2
-    if func is None: print(f'dtir: no command {args!r}; there are {", ".join(COMMANDS)}', file=sys.stderr); return 2
+    if func is None:
+        print(f'dtir: no command {args!r}; there are {", ".join(COMMANDS)}', file=sys.stderr); return 2
     try: return func(**args) or 0
     except KeyboardInterrupt: print('dtir: stopped; start again to go on', file=sys.stderr); return 85
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 74     # the reader of our pipe left
+    # the reader of our pipe left
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 74
     except Exception as e:
         if os.environ.get('DTIR_DEBUG'): raise
         return fail(e)

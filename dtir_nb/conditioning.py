@@ -46,7 +46,8 @@ def _act(h, e, mods, dim):
     v = h.movedim(dim, 1); shape = v.shape
     v = v if v.ndim==4 else v.flatten(2)[...,None]
     for m in mods: v = m(v, e)
-    return (v if v.shape==shape else v.reshape(shape)).movedim(1, dim)   # an idle reshape would spoil the layout of a single picture
+    # an idle reshape would spoil the layout of a single picture
+    return (v if v.shape==shape else v.reshape(shape)).movedim(1, dim)
 
 # %% ../nbs/05_conditioning.ipynb #785bfb90
 class Site(nn.Module):
@@ -65,7 +66,8 @@ class Site(nn.Module):
         return h if e is None else _act(h, e, self.mods, self._dim)
 
     def forward(self, *args, **kw):
-        if self._slot.recompute and torch.is_grad_enabled(): return checkpoint(self._run, self._slot.e, *args, use_reentrant=False, **kw)
+        if self._slot.recompute and torch.is_grad_enabled():
+            return checkpoint(self._run, self._slot.e, *args, use_reentrant=False, **kw)
         return self._run(self._slot.e, *args, **kw)
 
     def __getattr__(self, name):
@@ -137,7 +139,8 @@ def _outputs(net, size, args):
     seen, runs = {}, {}
     def see(name, mod, i, o):
         runs[name] = runs.get(name, 0)+1
-        if name and isinstance(o, Tensor) and o.is_floating_point() and any(True for _ in mod.parameters()): seen[name] = (mod, i[0].shape if i and isinstance(i[0], Tensor) else None, o.shape)
+        if name and isinstance(o, Tensor) and o.is_floating_point() and any(True for _ in mod.parameters()):
+            seen[name] = (mod, i[0].shape if i and isinstance(i[0], Tensor) else None, o.shape)
     probe = _probe(net, size); _watch(net, probe, args, see)
     return {n: v for n,v in seen.items() if runs[n]==1 and v[2][:1]==(len(probe),)}
 
@@ -146,10 +149,12 @@ def _seen(net, size, args):
     small, large, rows = _outputs(net, size, args), _outputs(net, 2*size, args), []
     for n,(mod,i,o) in small.items():
         if len(o) not in (3,4) or n not in large or len(large[n][2]) != len(o): continue
-        fixed = [d for d in range(1, len(o)) if o[d]==large[n][2][d]]     # what does not grow with the picture holds the channels
+        # what does not grow with the picture holds the channels
+        fixed = [d for d in range(1, len(o)) if o[d]==large[n][2][d]]
         if len(fixed) != 1: continue
         same = i==o and any(True for _ in mod.children())
-        rows.append((n, type(mod).__name__, o[fixed[0]], fixed[0], same, isinstance(mod, (nn.Sequential, nn.ModuleList))))
+        rows.append((n, type(mod).__name__, o[fixed[0]], fixed[0], same,
+                     isinstance(mod, (nn.Sequential, nn.ModuleList))))
     return rows
 
 # %% ../nbs/05_conditioning.ipynb #ca208d34
@@ -169,8 +174,12 @@ def find_sites(
         keep = [r for r in often if not any(r[0].startswith(n+'.') for n in names)]
         why = 'a repeated block that keeps its shape'
         if not keep:
-            keep,why = [r for r in rows if not any(q[0].startswith(r[0]+'.') for q in rows)], 'no blocks: a layer that gives features'
-    if not keep: raise ValueError(f'find_sites saw no place in {type(net).__name__} where features (B,C,H,W) with more than 3 channels pass once per call; name sites yourself: Clocked(net, schedule, sites=[…])')
+            keep,why = ([r for r in rows if not any(q[0].startswith(r[0]+'.') for q in rows)],
+                        'no blocks: a layer that gives features')
+    if not keep:
+        raise ValueError(f'find_sites saw no place in {type(net).__name__} where features (B,C,H,W) with '
+                         f'more than 3 channels pass once per call; name sites yourself: Clocked(net, '
+                         f'schedule, sites=[…])')
     return [SiteInfo(n, k, c, d, i/max(len(keep)-1,1), b, why) for i,(n,k,c,d,b,_) in enumerate(keep)]
 
 # %% ../nbs/05_conditioning.ipynb #3758b826
@@ -182,7 +191,9 @@ def site_table(
     while i < len(sites):
         j = i
         while j+1 < len(sites) and sites[j+1][1:4]==sites[i][1:4]: j += 1
-        out.append(f'| `{sites[i].name}`' + (f' … `{sites[j].name}` ({j-i+1})' if j>i else '') + f' | {sites[i].kind} | {sites[i].channels} | {sites[i].why} |'); i = j+1
+        out.append(f'| `{sites[i].name}`' + (f' … `{sites[j].name}` ({j-i+1})' if j>i else '')
+                   + f' | {sites[i].kind} | {sites[i].channels} | {sites[i].why} |')
+        i = j+1
     return '\n'.join(out)
 
 # %% ../nbs/05_conditioning.ipynb #8ed9067c
@@ -217,9 +228,12 @@ def site(self:Clocked, info): return self.net.get_submodule(info.name)
 def add(self:Clocked, make, where=None):
     "Append `make(channels, emb_dim)` to the sites (those named in `where`, default all), in place."
     lost = [n for n in where or () if n not in {s.name for s in self.sites}]
-    if lost: raise ValueError(f'where names {lost[0]!r}, which is no site; sites are {", ".join(s.name for s in self.sites)}')
+    if lost:
+        raise ValueError(f'where names {lost[0]!r}, which is no site; sites are '
+                         f'{", ".join(s.name for s in self.sites)}')
     for s in self.sites:
-        if where is None or s.name in where: self.site(s).mods.append(make(s.channels, self.emb_dim).to(self.levels.device))
+        if where is None or s.name in where:
+            self.site(s).mods.append(make(s.channels, self.emb_dim).to(self.levels.device))
     return self
 
 # %% ../nbs/05_conditioning.ipynb #c9d3b211
@@ -231,11 +245,15 @@ def forward(self:Clocked,
 )->Tensor:       # estimate of the clean pictures, (B,3,H,W)
     "The clean picture as the network sees it at step `t`: one pass."
     c = self.scales(at(self.levels, t, img))      # `at` refuses steps outside 0..T
-    t = torch.as_tensor(t, device=img.device).expand(img.shape[0])   # a length would be frozen in an exported graph
+    # a length would be frozen in an exported graph
+    t = torch.as_tensor(t, device=img.device).expand(img.shape[0])
     self.slot.e = self.embed(time_embedding(t, 64, self.T).to(self.embed[0].weight.dtype))
     try: out = self.net(c.c_in*(img-c.m), *args)
     finally: self.slot.e = None
-    if out.shape != img.shape: raise ValueError(f'{type(self.net).__name__} returned shape {tuple(out.shape)} for a picture of shape {tuple(img.shape)}: a restoration network keeps the size (pad inside, and crop)')
+    if out.shape != img.shape:
+        raise ValueError(f'{type(self.net).__name__} returned shape {tuple(out.shape)} for a picture of '
+                         f'shape {tuple(img.shape)}: a restoration network keeps the size (pad '
+                         f'inside, and crop)')
     return c.m + c.c_skip*(img-c.m) + c.c_out*out
 
 # %% ../nbs/05_conditioning.ipynb #b66417ff
@@ -252,10 +270,15 @@ def _as_infos(net, sites, args):
     names = [s.name if isinstance(s, SiteInfo) else s for s in sites]
     known = dict(net.named_modules())
     for n in names:
-        if n not in known: raise ValueError(f'sites names {n!r}, which {type(net).__name__} does not have; it has {", ".join(list(known)[1:8])} …')
-    found = {s.name: s for s in find_sites(net, match=lambda name,kind: name in names, args=args)} if not all(isinstance(s, SiteInfo) for s in sites) else {s.name: s for s in sites}
+        if n not in known:
+            raise ValueError(f'sites names {n!r}, which {type(net).__name__} does not have; it has '
+                             f'{", ".join(list(known)[1:8])} …')
+    found = ({s.name: s for s in find_sites(net, match=lambda name,kind: name in names, args=args)}
+             if not all(isinstance(s, SiteInfo) for s in sites) else {s.name: s for s in sites})
     for n in names:
-        if n not in found: raise ValueError(f'sites names {n!r}, but no features (B,C,H,W) with more than 3 channels leave it exactly once per call')
+        if n not in found:
+            raise ValueError(f'sites names {n!r}, but no features (B,C,H,W) with more than 3 channels leave '
+                             f'it exactly once per call')
     return [found[n] for n in names]
 
 # %% ../nbs/05_conditioning.ipynb #548892bd
@@ -300,7 +323,8 @@ def depth_of(
     "Depth of every parameter by order of execution: 0 for the submodule entered first, 1 for the last. One whose weights are used without entering it lies where the innermost submodule around it was entered; if there is none, it counts as 1."
     wrapped = isinstance(net, (Clocked,Timeless)); whole = {'', 'net'} if wrapped else {''}
     owners, entered = {n for n,m in net.named_modules() if any(True for _ in m.parameters(recurse=False))}, {}
-    hooks = [m.register_forward_pre_hook(lambda mod,i,n=n: entered.update({n: None})) for n,m in net.named_modules()]
+    hooks = [m.register_forward_pre_hook(lambda mod,i,n=n: entered.update({n: None}))
+             for n,m in net.named_modules()]
     with _no_shortcut(), torch.no_grad(), evaluating(net):
         try: net(_probe(net, size, 1), *((1,) if wrapped else ()), *args)
         finally:

@@ -30,14 +30,25 @@ def check_images(
     range_=True,    # also insist on [0,1]? A noisy z = x + s·ε lies outside by nature
 )->Tensor:          # `x` itself
     "Return `x`, or raise a `ValueError` that names the argument, what is wrong with it, and the remedy."
-    if not isinstance(x, Tensor): raise ValueError(f'{name} is a {type(x).__name__}, not a tensor: use `load_image`, or torch.from_numpy(a).permute(2,0,1)[None]/255')
-    if x.ndim != 4: raise ValueError(f'{name} has shape {tuple(x.shape)}, images are B×C×H×W: add a batch dimension with {name}[None]')
-    if not x.is_floating_point(): raise ValueError(f'{name} is {x.dtype}, images are floats in [0,1]: use {name}.float()/255')
-    if channels and x.shape[1] != channels: raise ValueError(f'{name} has {x.shape[1]} channels where {channels} are expected (shape {tuple(x.shape)})')
+    if not isinstance(x, Tensor):
+        raise ValueError(f'{name} is a {type(x).__name__}, not a tensor: use `load_image`, or '
+                         f'torch.from_numpy(a).permute(2,0,1)[None]/255')
+    if x.ndim != 4:
+        raise ValueError(f'{name} has shape {tuple(x.shape)}, images are B×C×H×W: add a batch dimension with '
+                         f'{name}[None]')
+    if not x.is_floating_point():
+        raise ValueError(f'{name} is {x.dtype}, images are floats in [0,1]: use {name}.float()/255')
+    if channels and x.shape[1] != channels:
+        raise ValueError(f'{name} has {x.shape[1]} channels where {channels} are expected (shape '
+                         f'{tuple(x.shape)})')
     if min(x.shape) < 1: raise ValueError(f'{name} is empty: shape {tuple(x.shape)}')
     lo, hi = x.detach().aminmax()
-    if not (torch.isfinite(lo) and torch.isfinite(hi)): raise ValueError(f'{name} holds NaN or infinity: look for a division by zero or an exploded step before this call')
-    if range_ and (lo < -1e-4 or hi > 1+1e-4): raise ValueError(f'{name} spans [{lo:.4g}, {hi:.4g}], images span [0,1]: divide by 255, or undo a normalisation, or clamp')
+    if not (torch.isfinite(lo) and torch.isfinite(hi)):
+        raise ValueError(f'{name} holds NaN or infinity: look for a division by zero or an exploded step '
+                         f'before this call')
+    if range_ and (lo < -1e-4 or hi > 1+1e-4):
+        raise ValueError(f'{name} spans [{lo:.4g}, {hi:.4g}], images span [0,1]: divide by 255, or undo a '
+                         f'normalisation, or clamp')
     return x
 
 # %% ../nbs/00_core.ipynb #228b0164
@@ -49,10 +60,13 @@ def check_steps(
 ):
     "Return `t`, or raise a `ValueError` if a step is not an integer in `low`..`T`."
     if isinstance(t, Tensor):
-        if t.is_floating_point() or t.dtype==torch.bool: raise ValueError(f'{name} is {t.dtype}: time steps are integers in {low}..{T}')
+        if t.is_floating_point() or t.dtype==torch.bool:
+            raise ValueError(f'{name} is {t.dtype}: time steps are integers in {low}..{T}')
         bad = t[(t<low)|(t>T)]
-        if bad.numel(): raise ValueError(f'{name} holds {bad.flatten()[0].item()}: time steps lie in {low}..{T}')
-    elif isinstance(t, bool) or not isinstance(t, (int, np.integer)): raise ValueError(f'{name} is {t!r}: time steps are integers in {low}..{T}')
+        if bad.numel():
+            raise ValueError(f'{name} holds {bad.flatten()[0].item()}: time steps lie in {low}..{T}')
+    elif isinstance(t, bool) or not isinstance(t, (int, np.integer)):
+        raise ValueError(f'{name} is {t!r}: time steps are integers in {low}..{T}')
     elif not low <= t <= T: raise ValueError(f'{name} is {t}: time steps lie in {low}..{T}')
     return t
 
@@ -69,7 +83,8 @@ def show_images(
     fig,axs = plt.subplots(rows, cols, figsize=(cols*size, rows*size*1.08), squeeze=False, dpi=80)
     for ax in axs.flat: ax.axis('off')
     for i,(ax,im) in enumerate(zip(axs.flat, imgs)):
-        ax.imshow(im.detach().float().cpu().clamp(0,1).permute(1,2,0).squeeze(-1), cmap='gray', vmin=0, vmax=1)
+        ax.imshow(im.detach().float().cpu().clamp(0,1).permute(1,2,0).squeeze(-1), cmap='gray',
+                  vmin=0, vmax=1)
         if titles: ax.set_title(titles[i], fontsize=9)
     fig.tight_layout(pad=.3, h_pad=1.5 if titles and rows > 1 else .3)
     return fig
@@ -79,17 +94,23 @@ FORMATS = ('PNG', 'JPEG', 'WEBP', 'TIFF', 'BMP')   # formats that `load_image` w
 
 def _damage(path, e):
     "What a decoder's complaint means."
-    return ImageError(path, 'E_TRUNCATED' if 'trunc' in str(e).lower() else 'E_CORRUPT', f'{e}; fetch the file again')
+    return ImageError(path, 'E_TRUNCATED' if 'trunc' in str(e).lower() else 'E_CORRUPT',
+                      f'{e}; fetch the file again')
 
 def _open(path):
     "Open a regular file as a Pillow image without decoding it; every failure is an `ImageError`."
     try: st = os.stat(path)
     except OSError as e: raise ImageError(path, 'E_MISSING', f'{e.strerror}; check the path') from None
-    if not stat.S_ISREG(st.st_mode): raise ImageError(path, 'E_NOT_FILE', 'not a regular file; give one picture, or loop over the folder')
+    if not stat.S_ISREG(st.st_mode):
+        raise ImageError(path, 'E_NOT_FILE', 'not a regular file; give one picture, or loop over the folder')
     if not st.st_size: raise ImageError(path, 'E_EMPTY', 'the file has 0 bytes; fetch it again')
     try: return Image.open(path, formats=FORMATS)
-    except (Image.DecompressionBombError, MemoryError): raise ImageError(path, 'E_TOO_LARGE', 'the header declares more pixels than is safe to decode') from None
-    except UnidentifiedImageError: raise ImageError(path, 'E_NOT_IMAGE', f'not a picture in {", ".join(FORMATS)}; convert it to PNG first') from None
+    except (Image.DecompressionBombError, MemoryError):
+        raise ImageError(path, 'E_TOO_LARGE', 'the header declares more pixels than is safe '
+                         'to decode') from None
+    except UnidentifiedImageError:
+        raise ImageError(path, 'E_NOT_IMAGE', f'not a picture in {", ".join(FORMATS)}; convert it to '
+                         f'PNG first') from None
     except PermissionError: raise ImageError(path, 'E_UNREADABLE', 'permission denied; chmod u+r') from None
     except Exception as e: raise _damage(path, e) from None
 
@@ -97,14 +118,24 @@ def _open(path):
 def _check_header(im, path, max_pixels):
     "Refuse, from the header alone, a picture that is too large or that 8-bit RGB cannot hold."
     w, h = im.size
-    if w*h > max_pixels: raise ImageError(path, 'E_TOO_LARGE', f'{w}×{h} pixels are more than max_pixels={max_pixels:g}; raise it or scale the picture down')
-    if getattr(im, 'n_frames', 1) > 1: raise ImageError(path, 'E_FRAMES', f'{im.n_frames} frames in one file; extract the one you mean')
-    if im.mode not in ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'I', 'I;16', 'I;16B', 'I;16L'): raise ImageError(path, 'E_MODE', f'colour mode {im.mode} has no agreed way to RGB in [0,1]; convert it to 8-bit RGB yourself')
+    if w*h > max_pixels:
+        raise ImageError(path, 'E_TOO_LARGE', f'{w}×{h} pixels are more than max_pixels={max_pixels:g}; '
+                         f'raise it or scale the picture down')
+    if getattr(im, 'n_frames', 1) > 1:
+        raise ImageError(path, 'E_FRAMES', f'{im.n_frames} frames in one file; extract the one you mean')
+    if im.mode not in ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'I', 'I;16', 'I;16B', 'I;16L'):
+        raise ImageError(path, 'E_MODE', f'colour mode {im.mode} has no agreed way to RGB in [0,1]; convert '
+                         f'it to 8-bit RGB yourself')
     if im.format == 'PNG' and not im.mode.startswith('I'):
         with open(path, 'rb') as f: depth = f.read(25)[24]                # the depth byte of the header
-        if depth > 8: raise ImageError(path, 'E_DEPTH', f'{depth} bits per channel, of which the decoder would keep 8 in silence; save it with 8, or as 16-bit grey')
-    if im.format == 'TIFF' and not im.mode.startswith('I') and max(im.tag_v2.get(258, (8,))) > 8: raise ImageError(path, 'E_DEPTH', f'{max(im.tag_v2[258])} bits per channel, of which the decoder would keep 8 in silence; save it with 8, or as 16-bit grey')
+        if depth > 8:
+            raise ImageError(path, 'E_DEPTH', f'{depth} bits per channel, of which the decoder would keep 8 '
+                             f'in silence; save it with 8, or as 16-bit grey')
+    if im.format == 'TIFF' and not im.mode.startswith('I') and max(im.tag_v2.get(258, (8,))) > 8:
+        raise ImageError(path, 'E_DEPTH', f'{max(im.tag_v2[258])} bits per channel, of which the decoder '
+                         f'would keep 8 in silence; save it with 8, or as 16-bit grey')
 
+# %% ../nbs/00_core.ipynb #b0025c10
 def _negative(im):
     "Is this a TIFF of 16-bit grey in which 0 is white? Pillow turns one of 8 bits round, of 16 it does not."
     return im.format == 'TIFF' and im.mode.startswith('I') and im.tag_v2.get(262) == 0
@@ -114,7 +145,9 @@ def _opaque(im, path, alpha):
     if im.mode not in ('RGBA', 'LA', 'PA') and 'transparency' not in im.info: return im.convert('RGB')
     im = im.convert('RGBA')
     if alpha == 'white': return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
-    if alpha == 'refuse' and im.getextrema()[3][0] < 255: raise ImageError(path, 'E_ALPHA', "has transparent parts, whose colour is anybody's guess; pass alpha='white' or alpha='ignore'")
+    if alpha == 'refuse' and im.getextrema()[3][0] < 255:
+        raise ImageError(path, 'E_ALPHA', "has transparent parts, whose colour is anybody's guess; pass "
+                         "alpha='white' or alpha='ignore'")
     return im.convert('RGB')
 
 # %% ../nbs/00_core.ipynb #4c6437cf
@@ -124,16 +157,22 @@ def load_image(
     alpha='refuse',     # transparent pictures: 'refuse', 'white' lays them on white, 'ignore' drops the alpha channel
 )->Tensor:              # (3,H,W) float32 in [0,1]
     "Read a picture as RGB in [0,1], turned upright; raises `ImageError` with the file, a code and a remedy."
-    if alpha not in ('refuse', 'white', 'ignore'): raise ValueError(f"alpha is {alpha!r}: it is 'refuse', 'white' or 'ignore'")
+    if alpha not in ('refuse', 'white', 'ignore'):
+        raise ValueError(f"alpha is {alpha!r}: it is 'refuse', 'white' or 'ignore'")
     with _open(path) as im:
-        try: _check_header(im, path, max_pixels); im.load(); negative = _negative(im); im = ImageOps.exif_transpose(im)
+        try:
+            _check_header(im, path, max_pixels); im.load()
+            negative = _negative(im); im = ImageOps.exif_transpose(im)
         except ImageError: raise
-        except MemoryError: raise ImageError(path, 'E_TOO_LARGE', 'not enough memory to decode it; scale the picture down') from None
+        except MemoryError:
+            raise ImageError(path, 'E_TOO_LARGE', 'not enough memory to decode it; scale the '
+                             'picture down') from None
         except Exception as e: raise _damage(path, e) from None
     if im.mode.startswith('I'): a = np.asarray(im).astype(np.float32)/65535; a = 1-a if negative else a
     else: a = np.asarray(_opaque(im, path, alpha)).astype(np.float32)/255
     if a.ndim == 2: a = np.repeat(a[...,None], 3, -1)
-    if a.min() < 0 or a.max() > 1: raise ImageError(path, 'E_DEPTH', 'holds values beyond 16 bits; rescale it to 8 or 16 bits')
+    if a.min() < 0 or a.max() > 1:
+        raise ImageError(path, 'E_DEPTH', 'holds values beyond 16 bits; rescale it to 8 or 16 bits')
     return torch.from_numpy(np.ascontiguousarray(a.transpose(2,0,1)))
 
 # %% ../nbs/00_core.ipynb #251d26ff
@@ -153,6 +192,7 @@ def to_uint8(
     "Quantise to 8 bits by clipping and rounding."
     return (x.detach().float().clamp(0,1)*255).round().to(torch.uint8).movedim(-3,-1).cpu().numpy()
 
+# %% ../nbs/00_core.ipynb #7a55923d
 def save_image(
     img:Tensor,  # a picture (C,H,W), or (1,C,H,W), in [0,1]; C is 1 or 3
     path,        # where to; the suffix decides the format
@@ -161,13 +201,20 @@ def save_image(
     path = Path(path)
     if img.ndim == 4 and len(img) == 1: img = img[0]
     check_images(img[None], 'img', channels=None)
-    if len(img) not in (1, 3): raise ValueError(f'img has {len(img)} channels: 1 (grey) or 3 (RGB) can be saved')
+    if len(img) not in (1, 3):
+        raise ValueError(f'img has {len(img)} channels: 1 (grey) or 3 (RGB) can be saved')
     a = to_uint8(img)
     fmt = Image.registered_extensions().get(path.suffix.lower())
-    if fmt not in FORMATS: raise ImageError(path, 'E_FORMAT', f'cannot write {path.suffix or "a file without suffix"}; use .png, .jpg, .webp, .tif or .bmp')
+    if fmt not in FORMATS:
+        raise ImageError(path, 'E_FORMAT', f'cannot write {path.suffix or "a file without suffix"}; use '
+                         f'.png, .jpg, .webp, .tif or .bmp')
     try:
-        with whole(path) as tmp: Image.fromarray(a.squeeze(-1) if a.shape[-1]==1 else a).save(tmp, format=fmt, **({'quality':95} if fmt=='JPEG' else {}))
-    except OSError as e: raise ImageError(path, 'E_WRITE', f'{e.strerror or e}; is there such a folder, room on the disk, and permission?') from None
+        with whole(path) as tmp:
+            Image.fromarray(a.squeeze(-1) if a.shape[-1]==1 else a).save(tmp, format=fmt,
+                **({'quality':95} if fmt=='JPEG' else {}))
+    except OSError as e:
+        raise ImageError(path, 'E_WRITE', f'{e.strerror or e}; is there such a folder, room on the disk, and '
+                         f'permission?') from None
     return path
 
 # %% ../nbs/00_core.ipynb #65ec03e0
@@ -178,8 +225,11 @@ def rng(
 )->torch.Generator: # freshly seeded
     "A random generator that is a pure function of its arguments (one of $2^{32}$ on the CPU)."
     for k in (seed, *key):
-        if not isinstance(k, str) and int(k) != k: raise ValueError(f'key holds {k!r}: a draw is named by strings and whole numbers, so give it a number or pass str({k!r})')
-    h = hashlib.blake2b(repr((int(seed), *(k if isinstance(k, str) else int(k) for k in key))).encode(), digest_size=8).digest()
+        if not isinstance(k, str) and int(k) != k:
+            raise ValueError(f'key holds {k!r}: a draw is named by strings and whole numbers, so give it a '
+                             f'number or pass str({k!r})')
+    h = hashlib.blake2b(repr((int(seed), *(k if isinstance(k, str) else int(k) for k in key))).encode(),
+                        digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(h, 'little') >> 1)
 
 # %% ../nbs/00_core.ipynb #316285cd

@@ -32,16 +32,22 @@ class Photo(NamedTuple):
     source: str    # package and file, and who made it
 
 _PHOTOS = (  # name, split, package, file, licence, author, part of the picture (left, top, right, bottom) or None for all
-    ('astronaut', 'train', 'skimage', 'data/astronaut.png', 'public domain', 'NASA, portrait of Eileen Collins', None),
+    ('astronaut', 'train', 'skimage', 'data/astronaut.png', 'public domain',
+     'NASA, portrait of Eileen Collins', None),
     ('coffee', 'train', 'skimage', 'data/coffee.png', 'CC0', 'Rachel Michetti', None),
-    ('flower', 'train', 'sklearn', 'datasets/images/flower.jpg', 'CC BY 2.0', 'vultilion, flickr 6056698931', None),
-    ('motorcycle', 'train', 'skimage', 'data/motorcycle_left.png', 'free to use and publish, cite the authors', 'Scharstein et al., Middlebury stereo 2014', None),
+    ('flower', 'train', 'sklearn', 'datasets/images/flower.jpg', 'CC BY 2.0', 'vultilion, flickr 6056698931',
+     None),
+    ('motorcycle', 'train', 'skimage', 'data/motorcycle_left.png',
+     'free to use and publish, cite the authors', 'Scharstein et al., Middlebury stereo 2014', None),
     ('rocket', 'train', 'skimage', 'data/rocket.jpg', 'public domain', 'SpaceX, flickr 16511594820', None),
     ('retina', 'train', 'skimage', 'data/retina.jpg', 'CC0', 'Mikael Häggström', (246, 246, 1166, 1166)),
-    ('tissue', 'train', 'skimage', 'data/ihc.png', 'no known restriction', 'CMMI, stained colon tissue', None),
+    ('tissue', 'train', 'skimage', 'data/ihc.png', 'no known restriction', 'CMMI, stained colon tissue',
+     None),
     ('cat', 'held_out', 'skimage', 'data/chelsea.png', 'CC0', 'Stefan van der Walt', None),
-    ('china', 'held_out', 'sklearn', 'datasets/images/china.jpg', 'CC BY 2.0', 'danielbuechele, flickr 6061409035', None),
-    ('hopper', 'held_out', 'matplotlib', 'mpl-data/sample_data/grace_hopper.jpg', 'public domain', 'James S. Davis, US Navy, portrait of Grace Hopper', None),
+    ('china', 'held_out', 'sklearn', 'datasets/images/china.jpg', 'CC BY 2.0',
+     'danielbuechele, flickr 6061409035', None),
+    ('hopper', 'held_out', 'matplotlib', 'mpl-data/sample_data/grace_hopper.jpg', 'public domain',
+     'James S. Davis, US Navy, portrait of Grace Hopper', None),
 )
 
 # %% ../nbs/02_data.ipynb #5cd58f14
@@ -49,7 +55,9 @@ def _packaged(package, file):
     "Path of a file inside an installed package, without importing the package."
     spec = importlib.util.find_spec(package)
     path = Path(spec.origin).parent/file if spec and spec.origin else None
-    if not (path and path.exists()): raise FileNotFoundError(f'{package} has no {file} here: pip install --force-reinstall {dict(skimage="scikit-image", sklearn="scikit-learn").get(package, package)}')
+    if not (path and path.exists()):
+        raise FileNotFoundError(f'{package} has no {file} here: pip install --force-reinstall '
+                                f'{dict(skimage="scikit-image", sklearn="scikit-learn").get(package, package)}')
     return path
 
 def _shrink(x, side):
@@ -66,7 +74,8 @@ def embedded_photos(
     side=256,       # pixels of the shorter side after area averaging, so that a patch of 64 shows something; None keeps the size
 )->list:            # of `Photo`
     "Clean colour photographs out of installed packages, split by photograph."
-    if split not in ('train', 'held_out', 'all'): raise ValueError(f"split is {split!r}: it is 'train', 'held_out' or 'all'")
+    if split not in ('train', 'held_out', 'all'):
+        raise ValueError(f"split is {split!r}: it is 'train', 'held_out' or 'all'")
     out = []
     for name, part, package, file, licence, author, box in _PHOTOS:
         if split not in ('all', part): continue
@@ -89,20 +98,25 @@ def files(
     "The pictures of a folder in an order that is the same on every machine."
     root, known = Path(folder), Image.registered_extensions()
     if not root.is_dir(): raise FileNotFoundError(f'{root} is not a folder: check the path')
-    return sorted((p for p in root.rglob('*') if known.get(p.suffix.lower()) in FORMATS), key=lambda p: p.relative_to(root).as_posix())
+    return sorted((p for p in root.rglob('*') if known.get(p.suffix.lower()) in FORMATS),
+                  key=lambda p: p.relative_to(root).as_posix())
 
 # %% ../nbs/02_data.ipynb #c219e5ae
 def _one(x, name):
     "Check one picture tensor at the door."
-    if x.ndim != 3 or x.shape[0] != 3: raise ValueError(f'{name} has shape {tuple(x.shape)}: one picture is (3,H,W)')
-    if not x.is_floating_point(): raise ValueError(f'{name} is {x.dtype}: pictures are floats in [0,1], use x.float()/255')
+    if x.ndim != 3 or x.shape[0] != 3:
+        raise ValueError(f'{name} has shape {tuple(x.shape)}: one picture is (3,H,W)')
+    if not x.is_floating_point():
+        raise ValueError(f'{name} is {x.dtype}: pictures are floats in [0,1], use x.float()/255')
     lo, hi = x.aminmax()
     if not (lo >= 0 and hi <= 1): raise ValueError(f'{name} spans [{lo:.4g}, {hi:.4g}]: pictures span [0,1]')
     return _pack(x.detach().float().cpu())
 
 class Cache:
     "The most recently used results of `get(key)`, as many as fit into `budget` bytes; safe to share between threads."
-    def __init__(self, get, budget): self.get, self.budget, self.used, self.kept, self.lock = get, budget, 0, OrderedDict(), threading.Lock()
+    def __init__(self, get, budget):
+        self.get, self.budget, self.used, self.kept, self.lock = (get, budget, 0, OrderedDict(),
+            threading.Lock())
     def __call__(self, key):
         "`get(key)`, remembered."
         with self.lock:
@@ -124,8 +138,10 @@ class Pictures:
     ):
         if isinstance(images, (str, os.PathLike)): images = files(images)
         path = lambda o: isinstance(o, (str, os.PathLike))
-        self.names = [os.fspath(o) if path(o) else getattr(o, 'name', None) or f'image {i}' for i,o in enumerate(images)]
-        self.items = [Path(o) if path(o) else _one(o.image if isinstance(o, Photo) else o, n) for o,n in zip(images, self.names)]
+        self.names = [os.fspath(o) if path(o) else getattr(o, 'name', None) or f'image {i}'
+                      for i,o in enumerate(images)]
+        self.items = [Path(o) if path(o) else _one(o.image if isinstance(o, Photo) else o, n)
+                      for o,n in zip(images, self.names)]
         if not self.items: raise ValueError('images is empty: a source needs at least one picture')
         self.limits, self.seen = dict(seconds=seconds, memory=memory), {}
         self.cache = Cache(self._read, budget)
@@ -144,7 +160,9 @@ class Pictures:
 def _read(self:Pictures, path):
     "Decode a file, unless it is another one than the one that was looked at."
     rec = self.seen.get(os.fspath(path))
-    if rec and not unchanged(path, rec): raise ImageError(path, 'E_CHANGED', 'has changed since the run began to use it; leave the data alone while a run reads them')
+    if rec and not unchanged(path, rec):
+        raise ImageError(path, 'E_CHANGED', 'has changed since the run began to use it; leave the data alone '
+                         'while a run reads them')
     return _pack(load_image(path))
 
 @patch
@@ -179,33 +197,43 @@ def cut(
     r = torch.rand(3, generator=gen, dtype=torch.float64).tolist()
     top, left = (int(u*(max(n-patch, 0)+1)) for u,n in zip(r, (h, w)))
     out = [_unpack(x[:, top:top+patch, left:left+patch])[None] for x in imgs]
-    if min(h, w) < patch: out = [F.pad(x, (0, max(patch-w, 0), 0, max(patch-h, 0)), mode='reflect') for x in out]
+    if min(h, w) < patch:
+        out = [F.pad(x, (0, max(patch-w, 0), 0, max(patch-h, 0)), mode='reflect') for x in out]
     return [_dihedral(x, int(8*r[2])).contiguous() if flip else x for x in out]
 
 # %% ../nbs/02_data.ipynb #516a9d8f
 def _check_size(h, w, patch, name):
     "Refuse a picture that reflection cannot stretch to the patch."
-    if patch and min(h, w) < patch//2+1: raise ValueError(f'{name} is {w}×{h} pixels, less than half of patch={patch}: take patch ≤ {2*(min(h, w)-1)}, or leave the picture out')
+    if patch and min(h, w) < patch//2+1:
+        raise ValueError(f'{name} is {w}×{h} pixels, less than half of patch={patch}: take patch ≤ '
+                         f'{2*(min(h, w)-1)}, or leave the picture out')
 
 class BadFiles(ValueError):
     "Files that cannot be used; `.errors` is a list of `ImageError`s."
     def __init__(self, errors):
         self.errors = list(errors)
-        super().__init__(f"{len(self.errors)} unusable file{'s'*(len(self.errors)>1)}; repair them, remove them, or pass bad='skip':\n" + '\n'.join(f'  {e}' for e in self.errors))
+        super().__init__(f"{len(self.errors)} unusable file{'s'*(len(self.errors)>1)}; repair them, remove "
+                         f"them, or pass bad='skip':\n" + '\n'.join(f'  {e}' for e in self.errors))
 
 # %% ../nbs/02_data.ipynb #4a51accc
 def _check_item(pics, i, patch):
     "Raise the `ImageError` of item `i`: a bad file, two sizes in a pair, too small for the patch."
     sizes = [p.size(i) for p in pics]
-    if len(set(sizes)) > 1: raise ImageError(pics[0].names[i], 'E_PAIR_SIZE', f'{sizes[0]} (height, width), but its partner {pics[1].names[i]} has {sizes[1]}')
+    if len(set(sizes)) > 1:
+        raise ImageError(pics[0].names[i], 'E_PAIR_SIZE', f'{sizes[0]} (height, width), but its partner '
+                         f'{pics[1].names[i]} has {sizes[1]}')
     try: _check_size(*sizes[0], patch, pics[0].names[i])
     except ValueError as e: raise ImageError(pics[0].names[i], 'E_TOO_SMALL', str(e)) from None
 
+# %% ../nbs/02_data.ipynb #86020eb7
 def _usable(*pics, patch=None, bad='stop'):
     "Look at every picture once: the usable ones of each collection, and the errors of the others."
     pics = [p if isinstance(p, Pictures) else Pictures(p) for p in pics]
-    if len({len(p) for p in pics}) > 1: raise ValueError(f'lq has {len(pics[0])} pictures and gt has {len(pics[1])}: pairs need one of each; `Pairs.from_folder` matches them by name')
-    if bad not in ('stop', 'skip', 'trust'): raise ValueError(f"bad is {bad!r}: it is 'stop', 'skip' or 'trust'")
+    if len({len(p) for p in pics}) > 1:
+        raise ValueError(f'lq has {len(pics[0])} pictures and gt has {len(pics[1])}: pairs need one of each; '
+                         f'`Pairs.from_folder` matches them by name')
+    if bad not in ('stop', 'skip', 'trust'):
+        raise ValueError(f"bad is {bad!r}: it is 'stop', 'skip' or 'trust'")
     if bad == 'trust': return (*pics, [])
     for p in pics: p.look()
     keep, errors = [], []
@@ -213,7 +241,9 @@ def _usable(*pics, patch=None, bad='stop'):
         try: _check_item(pics, i, patch); keep.append(i)
         except ImageError as e: errors.append(e)
     if errors and (bad == 'stop' or not keep): raise BadFiles(errors)
-    if errors: warnings.warn(f'{len(errors)} of {len(pics[0])} pictures are skipped, .skipped has the list; the first: {errors[0]}', stacklevel=3)
+    if errors:
+        warnings.warn(f'{len(errors)} of {len(pics[0])} pictures are skipped, .skipped has the list; the '
+                      f'first: {errors[0]}', stacklevel=3)
     return (*(p.select(keep) for p in pics), errors)
 
 # %% ../nbs/02_data.ipynb #f0714b9c
@@ -282,7 +312,8 @@ def _rule(lq, gt):
 RULES = {  # name -> (key of a degraded file, key of a clean file), tried in this order
     'same name': (lambda p: p.as_posix(),)*2,
     'same stem': _rule(lambda s: s, lambda s: s),
-    'rain-N / norain-N': _rule(lambda s: _strip(s, 'rain-') if s.startswith('rain-') else None, lambda s: _strip(s, 'norain-') if s.startswith('norain-') else None),
+    'rain-N / norain-N': _rule(lambda s: _strip(s, 'rain-') if s.startswith('rain-') else None,
+                               lambda s: _strip(s, 'norain-') if s.startswith('norain-') else None),
     'N_rain / N_clean': _rule(lambda s: _strip(s, tail='_rain'), lambda s: _strip(s, tail='_clean')),
     'N / N_no_shadow': _rule(lambda s: s, lambda s: _strip(s, tail='_no_shadow')),
     'lowN / normalN': _rule(lambda s: _strip(s, 'low'), lambda s: _strip(s, 'normal')),
@@ -316,13 +347,20 @@ def pair_files(
 )->Matched:
     "Find out which files belong together, by their names."
     sides = [files(o) if isinstance(o, (str, os.PathLike)) else list(map(Path, o)) for o in (lq, gt)]
-    if roots is None: roots = [Path(o) if isinstance(o, (str, os.PathLike)) else Path(os.path.commonpath([p.parent for p in ps] or ['.'])) for o,ps in zip((lq, gt), sides)]
+    if roots is None:
+        roots = [Path(o) if isinstance(o, (str, os.PathLike))
+                 else Path(os.path.commonpath([p.parent for p in ps] or ['.']))
+                 for o,ps in zip((lq, gt), sides)]
     (lq, gt), (lr, gr) = sides, roots
     if rule == 'sorted':
-        if len(lq) != len(gt): raise ValueError(f"rule 'sorted' needs as many degraded as clean files, there are {len(lq)} and {len(gt)}")
+        if len(lq) != len(gt):
+            raise ValueError(f"rule 'sorted' needs as many degraded as clean files, there are {len(lq)} "
+                             f"and {len(gt)}")
         return Matched(list(zip(lq, gt)), [], [], rule)
-    if rule is not None and rule not in RULES: raise ValueError(f"rule is {rule!r}: it is one of {', '.join(RULES)}, or 'sorted'")
-    return max((_match(lq, gt, lr, gr, r) for r in ([rule] if rule else RULES)), key=lambda m: (len(m.pairs), -len(m.no_gt)-len(m.no_lq)))
+    if rule is not None and rule not in RULES:
+        raise ValueError(f"rule is {rule!r}: it is one of {', '.join(RULES)}, or 'sorted'")
+    return max((_match(lq, gt, lr, gr, r) for r in ([rule] if rule else RULES)),
+               key=lambda m: (len(m.pairs), -len(m.no_gt)-len(m.no_lq)))
 
 # %% ../nbs/02_data.ipynb #a0a07d52
 def pairs_from_folder(
@@ -335,12 +373,15 @@ def pairs_from_folder(
 )->Pairs:
     "Pairs from two folders, matched by name."
     m = pair_files(lq, gt, rule)
-    lost = [ImageError(p, 'E_NO_PARTNER', f'no {side} file belongs to it by the rule {m.rule!r}') for side,ps in (('clean', m.no_gt), ('degraded', m.no_lq)) for p in ps]
+    lost = [ImageError(p, 'E_NO_PARTNER', f'no {side} file belongs to it by the rule {m.rule!r}')
+            for side,ps in (('clean', m.no_gt), ('degraded', m.no_lq)) for p in ps]
     if not m.pairs: raise BadFiles(lost) if lost else ValueError(f'no pictures in {lq} and {gt}')
     try: out = Pairs([p for p,_ in m.pairs], [p for _,p in m.pairs], task, bad=bad, **kwargs)
     except BadFiles as e: raise BadFiles(lost+e.errors) from None            # one list of all of them
     if lost and bad == 'stop': raise BadFiles(lost)
-    if lost and bad == 'skip': warnings.warn(f'{len(lost)} files are skipped for want of a partner; the first: {lost[0]}', stacklevel=2)
+    if lost and bad == 'skip':
+        warnings.warn(f'{len(lost)} files are skipped for want of a partner; the first: {lost[0]}',
+                      stacklevel=2)
     out.skipped += lost
     return out
 
@@ -360,11 +401,19 @@ def _cycle(shares):
 # %% ../nbs/02_data.ipynb #6fbe5af9
 def _shares(weights, sizes):
     "Whole-number shares: 'uniform', a power of the size, or given weights; rounded to a thousandth unless they are integers."
-    if isinstance(weights, str) and weights != 'uniform': raise ValueError(f"weights is {weights!r}: it is 'uniform', a number a (share ~ size**a), or a dict of weights by task")
-    if isinstance(weights, dict) and set(weights) != set(sizes): raise ValueError(f'weights name {sorted(weights)}, sources name {sorted(sizes)}: they must be the same tasks')
-    w = [1 if weights == 'uniform' else weights[k] if isinstance(weights, dict) else n**weights for k,n in sizes.items()]
-    if not all(math.isfinite(v) and v > 0 for v in w): raise ValueError(f'weights are {w}: each must be above 0; leave a task out instead of giving it nothing')
-    c = [int(v) for v in w] if all(v == int(v) for v in w) and sum(w) <= 10_000 else [max(1, round(1000*v/sum(w))) for v in w]
+    if isinstance(weights, str) and weights != 'uniform':
+        raise ValueError(f"weights is {weights!r}: it is 'uniform', a number a (share ~ size**a), or a dict "
+                         f"of weights by task")
+    if isinstance(weights, dict) and set(weights) != set(sizes):
+        raise ValueError(f'weights name {sorted(weights)}, sources name {sorted(sizes)}: they must be '
+                         f'the same tasks')
+    w = [1 if weights == 'uniform' else weights[k] if isinstance(weights, dict) else n**weights
+         for k,n in sizes.items()]
+    if not all(math.isfinite(v) and v > 0 for v in w):
+        raise ValueError(f'weights are {w}: each must be above 0; leave a task out instead of '
+                         f'giving it nothing')
+    c = ([int(v) for v in w] if all(v == int(v) for v in w) and sum(w) <= 10_000
+         else [max(1, round(1000*v/sum(w))) for v in w])
     return [v//math.gcd(*c) for v in c]
 
 # %% ../nbs/02_data.ipynb #a6a5fba3
@@ -403,7 +452,9 @@ def locate(
     epoch, place = divmod(n, len(source))
     return source, epoch, _order(seed, getattr(source, 'task', None) or 'clean', epoch, len(source))[place]
 
-def _name(source, i): return next((str(p.names[i]) for p in (getattr(source, a, None) for a in ('lq', 'x')) if hasattr(p, 'names')), f'picture {i}')
+def _name(source, i):
+    return next((str(p.names[i]) for p in (getattr(source, a, None) for a in ('lq', 'x'))
+                 if hasattr(p, 'names')), f'picture {i}')
 
 def draw(
     source,  # a `Mixture`, or anything with len() and .sample(seed, epoch, i)
@@ -422,8 +473,12 @@ def draw(
 def _stack(items):
     "Join Batches of one."
     xs, ys = [b.x for b in items], [b.y for b in items]
-    if len({x.shape for x in xs}) > 1: raise ValueError(f'pictures of different sizes {sorted({tuple(x.shape[2:]) for x in xs})} do not make one batch: give the sources one patch size, or use batch=1')
-    if any(y is None for y in ys) != all(y is None for y in ys): raise ValueError('some sources of the mixture give pairs and some give clean pictures only: use `clean=` and `mix=` for the clean ones')
+    if len({x.shape for x in xs}) > 1:
+        raise ValueError(f'pictures of different sizes {sorted({tuple(x.shape[2:]) for x in xs})} do not '
+                         f'make one batch: give the sources one patch size, or use batch=1')
+    if any(y is None for y in ys) != all(y is None for y in ys):
+        raise ValueError('some sources of the mixture give pairs and some give clean pictures only: use '
+                         '`clean=` and `mix=` for the clean ones')
     task = None if items[0].task is None else tuple(t for b in items for t in b.task)
     return Batch(torch.cat(xs), None if ys[0] is None else torch.cat(ys), task)
 
@@ -441,7 +496,8 @@ class Soon:
         "Batch `step`; if the one before was asked for last, start on the next ones."
         if self.pid != os.getpid(): self.reset()                      # threads do not survive a fork
         part, keys = (shard, shards), range(step+1, step+1+self.depth)
-        for k in [k for k in self.todo if k[1:] == part and k[0] != step and k[0] not in keys]: self.todo.pop(k).cancel()
+        for k in [k for k in self.todo if k[1:] == part and k[0] != step and k[0] not in keys]:
+            self.todo.pop(k).cancel()
         now, in_order = self.todo.pop((step, *part), None), self.last.get(part) == step-1
         self.last[part] = step
         self.late += now is not None and not now.done()
@@ -461,7 +517,8 @@ def _clean_of(stream, step):
 class Stream:
     "Batches by number. Built by `stream`; calling it twice with the same step gives the same batch twice."
     def __init__(self, source, batch, seed, clean, mix, clump, ahead):
-        self.source, self.batch, self.seed, self.clean, self.mix, self.clump = source, batch, seed, clean, mix, clump
+        self.source, self.batch, self.seed, self.clean, self.mix, self.clump = (source, batch, seed,
+            clean, mix, clump)
         self.soon = Soon(self.make, ahead)
     def __call__(self,
         step:int,   # number of the optimiser step, from 0
@@ -474,14 +531,18 @@ class Stream:
         "Compute a batch."
         if step < 0 or step != int(step): raise ValueError(f'step is {step}: steps count 0, 1, 2, …')
         if not 0 <= shard < shards: raise ValueError(f'shard is {shard} of {shards}: it counts 0..{shards-1}')
-        if self.batch % shards: raise ValueError(f'shards is {shards}, batch is {self.batch}: unequal parts would weigh images unequally; make batch a multiple of shards')
+        if self.batch % shards:
+            raise ValueError(f'shards is {shards}, batch is {self.batch}: unequal parts would weigh images '
+                             f'unequally; make batch a multiple of shards')
         items = [draw(self.source, self.seed, step*self.batch+j) for j in range(shard, self.batch, shards)]
-        lo, hi = _clean_of(self, step); clean = [draw(self.clean, self.seed, n) for n in range(lo+shard, hi, shards)]
+        lo, hi = _clean_of(self, step)
+        clean = [draw(self.clean, self.seed, n) for n in range(lo+shard, hi, shards)]
         return _stack(items)._replace(clean=_stack(clean).x if clean else None)
     def names(self, step, shard=0, shards=1)->list:
         "Name and round of each picture of that part, the clean ones last: 'rain-012.png, round 3'."
         lo, hi = _clean_of(self, step)
-        at = [(self.source, step*self.batch+j) for j in range(shard, self.batch, shards)] + [(self.clean, n) for n in range(lo+shard, hi, shards)]
+        at = [(self.source, step*self.batch+j) for j in range(shard, self.batch, shards)] + [(self.clean, n)
+            for n in range(lo+shard, hi, shards)]
         return [f'{_name(s, i)}, round {epoch}' for s,epoch,i in (locate(src, self.seed, n) for src,n in at)]
 
 # %% ../nbs/02_data.ipynb #94c3c49c
@@ -499,7 +560,8 @@ def stream(
     if not 0 <= mix <= 1: raise ValueError(f'mix is {mix}: it is a share of the batch in [0,1]')
     if mix and clean is None: raise ValueError(f'mix is {mix} but clean is None: pass a `Clean` source')
     if clump < 1 or clump != int(clump): raise ValueError(f'clump is {clump}: it is a whole number above 0')
-    if ahead < 0 or ahead != int(ahead): raise ValueError(f'ahead is {ahead}: it is a whole number, 0 for no preparation')
+    if ahead < 0 or ahead != int(ahead):
+        raise ValueError(f'ahead is {ahead}: it is a whole number, 0 for no preparation')
     return Stream(source, batch, seed, clean, Fraction(mix).limit_denominator(10**6), clump, ahead)
 
 # %% ../nbs/02_data.ipynb #9e601da4

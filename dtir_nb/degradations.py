@@ -25,7 +25,9 @@ def per_image(
 )->list:      # n fresh CPU generators, one for each image
     "A private generator for each image, seeded from `gen`: what happens to image i does not depend on the batch around it."
     gens = [gen]*n if isinstance(gen, torch.Generator) else list(gen)
-    if len(gens) != n: raise ValueError(f'gen holds {len(gens)} generators for {n} images: give one torch.Generator, or a list with one for each image')
+    if len(gens) != n:
+        raise ValueError(f'gen holds {len(gens)} generators for {n} images: give one torch.Generator, or a '
+                         f'list with one for each image')
     seeds = [torch.randint(2**62, (1,), generator=g, device=g.device).item() for g in gens]
     return [torch.Generator().manual_seed(s) for s in seeds]
 
@@ -57,8 +59,11 @@ def check_strength(
 )->Tensor:         # (B,) float32
     "The strength of each image, or a `ValueError` that says what it may be."
     s = torch.as_tensor(strength, dtype=torch.float32, device=x.device)
-    if s.ndim > 1 or (s.ndim == 1 and len(s) != len(x)): raise ValueError(f'strength has shape {tuple(s.shape)} for {len(x)} images: give a number, or a tensor ({len(x)},)')
-    if not (torch.isfinite(s) & (s >= 0) & (s <= most)).all(): raise ValueError(f'strength is {strength}: it lies in 0..{most:g}, and 0 leaves the picture as it is')
+    if s.ndim > 1 or (s.ndim == 1 and len(s) != len(x)):
+        raise ValueError(f'strength has shape {tuple(s.shape)} for {len(x)} images: give a number, or a '
+                         f'tensor ({len(x)},)')
+    if not (torch.isfinite(s) & (s >= 0) & (s <= most)).all():
+        raise ValueError(f'strength is {strength}: it lies in 0..{most:g}, and 0 leaves the picture as it is')
     return s.expand(len(x))
 
 # %% ../nbs/01_degradations.ipynb #b76e7eca
@@ -103,7 +108,8 @@ def smooth(
     cells=4,      # how many bumps fit across
 )->Tensor:        # (B,1,H,W), spanning [0,1] in each image
     "A smooth random field: a coarse grid of normal values, enlarged bicubically."
-    f = F.interpolate(normal(gen, (1,cells,cells), like), size=like.shape[-2:], mode='bicubic', align_corners=True)
+    f = F.interpolate(normal(gen, (1,cells,cells), like), size=like.shape[-2:], mode='bicubic',
+                      align_corners=True)
     lo, hi = f.amin((1,2,3), keepdim=True), f.amax((1,2,3), keepdim=True)
     return (f-lo)/(hi-lo).clamp_min(1e-6)
 
@@ -203,7 +209,8 @@ def low_light(
     read = uniform(gen, (1,1,1), x, 5e-5, 3e-4)
     dark = k*x**GAMMA
     var = dark*(1-k).clamp_min(0)/photons + (1-k**2).clamp_min(0)*read**2
-    return (dark + var.sqrt()*normal(gen, x.shape[1:], x)).clamp_min(0)**(1/GAMMA), dict(share=k, photons=photons, read=read)
+    return ((dark + var.sqrt()*normal(gen, x.shape[1:], x)).clamp_min(0)**(1/GAMMA),
+            dict(share=k, photons=photons, read=read))
 
 # %% ../nbs/01_degradations.ipynb #6e835658
 def level(
@@ -284,9 +291,11 @@ def raindrop(
     m = ((water - level(water, strength))/uniform(gen, (1,1,1), x, .2, .7)).clamp(0,1)
     bend = uniform(gen, (1,1,1), x, 100, 300)
     sy, sx = (bend*(water.roll(-1, d) - water.roll(1, d))/2 for d in (2,3))
-    py, px = torch.arange(H, device=x.device)[:,None] + .5 + sy[:,0], torch.arange(W, device=x.device) + .5 + sx[:,0]
+    py, px = (torch.arange(H, device=x.device)[:,None] + .5 + sy[:,0],
+              torch.arange(W, device=x.device) + .5 + sx[:,0])
     blurred = F.interpolate(x, size=(-(-H//8),-(-W//8)), mode='area')
-    seen = F.grid_sample(blurred, torch.stack([2*px/W-1, 2*py/H-1], -1), padding_mode='reflection', align_corners=False)
+    seen = F.grid_sample(blurred, torch.stack([2*px/W-1, 2*py/H-1], -1), padding_mode='reflection',
+                         align_corners=False)
     return (1-m)*x + m*(seen + uniform(gen, (1,1,1), x, 0, .6)*(.6-seen)), dict(mask=m)
 
 # %% ../nbs/01_degradations.ipynb #fa80ce75
@@ -321,7 +330,7 @@ def brush(
     a = uniform(gen, (strokes,1), cpu, 0, 2*math.pi) + turn.cumsum(-1)
     size = torch.tensor([H,W]).view(2,1,1)
     p = uniform(gen, (2,strokes,1), cpu)*size + step*torch.stack([a.sin(), a.cos()], 1).cumsum(-1)
-    p = (size - (p % (2*size) - size).abs()).long().minimum(size-1)                  # reflected at the borders
+    p = (size - (p % (2*size) - size).abs()).long().minimum(size-1)  # reflected at the borders
     when = torch.linspace(0, 1, strokes*n+2)[1:-1].view(strokes,n)
     R = math.ceil(.026*side); o = torch.arange(-R, R+1); o = torch.cartesian_prod(o, o)
     where, time = [], []
@@ -361,8 +370,12 @@ class Strength(NamedTuple):
     log: bool=False # draw uniformly in the logarithm? For ranges that span more than a decade
 
 # %% ../nbs/01_degradations.ipynb #f2ac61e7
-TASKS = ('blurry', 'hazy', 'jpeg', 'low_light', 'noisy', 'raindrop', 'rainy', 'shadowed', 'snowy', 'inpainting')   # the ten of the paper
-DEGRADATIONS = MappingProxyType({f.__name__: f for f in (blurry, hazy, jpeg, low_light, noisy, raindrop, rainy, shadowed, snowy, inpainting)})
+# the ten of the paper
+TASKS = ('blurry', 'hazy', 'jpeg', 'low_light', 'noisy', 'raindrop', 'rainy', 'shadowed', 'snowy',
+         'inpainting')
+DEGRADATIONS = (
+    MappingProxyType({f.__name__: f for f in (blurry, hazy, jpeg, low_light, noisy, raindrop, rainy, shadowed,
+                                              snowy, inpainting)}))
 STRENGTHS = MappingProxyType(dict(
     blurry    =Strength((3., 24.), 12., 36., 'length of the camera path, px'),
     hazy      =Strength((.3, 2.), 1., 3., 'optical thickness at depth 1'),
@@ -383,10 +396,14 @@ def degrade(
     strength=None,  # a number or (B,); None draws each image's from `STRENGTHS[task].train`
 ):                  # (y, params)
     "Degrade a batch by the name of the task."
-    if not callable(task) and task not in DEGRADATIONS: raise ValueError(f'task is {task!r}: choose from {", ".join(TASKS)}, or give a function (x, gen, strength) -> (y, params)')
+    if not callable(task) and task not in DEGRADATIONS:
+        raise ValueError(f'task is {task!r}: choose from {", ".join(TASKS)}, or give a function (x, gen, '
+                         f'strength) -> (y, params)')
     gen = per_image(gen, len(check_images(x)))
     if strength is None:
-        if callable(task): raise ValueError('strength is None: only the ten named tasks have a training range, give a number or a tensor (B,)')
+        if callable(task):
+            raise ValueError('strength is None: only the ten named tasks have a training range, give a '
+                             'number or a tensor (B,)')
         (lo, hi), u = STRENGTHS[task].train, uniform(gen, (1,), x)[:,0]
         strength = lo*(hi/lo)**u if STRENGTHS[task].log else lo + (hi-lo)*u
     return (task if callable(task) else DEGRADATIONS[task])(x, gen, strength)
@@ -400,7 +417,9 @@ def compose(
 ):                   # (y, {task: params})
     "Apply several degradations in a row, each with draws of its own."
     tasks = list(tasks); strengths = [None]*len(tasks) if strengths is None else list(strengths)
-    if len(tasks) != len(strengths): raise ValueError(f'strengths has {len(strengths)} entries for {len(tasks)} tasks: give one for each, or None')
+    if len(tasks) != len(strengths):
+        raise ValueError(f'strengths has {len(strengths)} entries for {len(tasks)} tasks: give one for '
+                         f'each, or None')
     gen, params = per_image(gen, len(check_images(x))), {}
     for task, s in zip(tasks, strengths):
         x, p = degrade(x, task, gen, s)
@@ -443,14 +462,20 @@ def check_degradation(
     n, s, before = len(x), float(strengths[-1]), x.clone()
     y, params = fn(x, key(n), s)
     law('the input is left alone', torch.equal(x, before))
-    law('y has the shape and type of x and lies in [0,1]', y.shape==x.shape and y.dtype==x.dtype and bool(((y>=0)&(y<=1)).all()))
+    law('y has the shape and type of x and lies in [0,1]',
+        y.shape==x.shape and y.dtype==x.dtype and bool(((y>=0)&(y<=1)).all()))
     law('strength 0 is the identity', torch.equal(fn(x, key(n), 0.)[0], x))
     law('the same key gives the same picture', torch.equal(fn(x, key(n), s)[0], y))
-    law('an image does not depend on its batch', all(torch.allclose(fn(x[i:i+1], key(n)[i:i+1], s)[0], y[i:i+1], atol=1e-5) for i in range(n)))
-    law('a strength for each image', torch.allclose(fn(x, key(n), torch.tensor([s]+[0.]*(n-1)))[0], torch.cat([y[:1], x[1:]]), atol=1e-5))
-    law('params are tensors with an entry for each image', all(isinstance(p, Tensor) and len(p)==n for p in params.values()))
-    for h,w in ((1,1), (1,9), (33,7)): law(f'a picture of {h}×{w} pixels works', fn(x[...,:h,:w], key(n), s)[0].isfinite().all())
-    for bad, k in ((x*255, s), (x*float('nan'), s), (x[0], s), (x, -s), (x, float('nan'))): law('bad input is refused with a ValueError', refuses(fn, bad, key(n), k))
+    law('an image does not depend on its batch',
+        all(torch.allclose(fn(x[i:i+1], key(n)[i:i+1], s)[0], y[i:i+1], atol=1e-5) for i in range(n)))
+    law('a strength for each image',
+        torch.allclose(fn(x, key(n), torch.tensor([s]+[0.]*(n-1)))[0], torch.cat([y[:1], x[1:]]), atol=1e-5))
+    law('params are tensors with an entry for each image',
+        all(isinstance(p, Tensor) and len(p)==n for p in params.values()))
+    for h,w in ((1,1), (1,9), (33,7)):
+        law(f'a picture of {h}×{w} pixels works', fn(x[...,:h,:w], key(n), s)[0].isfinite().all())
+    for bad, k in ((x*255, s), (x*float('nan'), s), (x[0], s), (x, -s), (x, float('nan'))):
+        law('bad input is refused with a ValueError', refuses(fn, bad, key(n), k))
     db = [-10*(fn(x, key(n), k)[0]-x).square().mean((1,2,3)).log10().mean().item() for k in strengths]
     law(f'more strength, less PSNR: {db}', all(b < a for a,b in zip(db, db[1:])))
     return db

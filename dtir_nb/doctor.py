@@ -27,7 +27,9 @@ def _small(g, side=256):
     "A grey picture, area-averaged so that its longer side has at most `side` pixels."
     r = side/max(g.shape)
     if r >= 1: return g
-    return np.asarray(Image.fromarray(g.astype(np.float32)).resize((max(8, round(g.shape[1]*r)), max(8, round(g.shape[0]*r))), Image.BOX))
+    return np.asarray(
+        Image.fromarray(g.astype(np.float32)).resize((max(8, round(g.shape[1]*r)),
+                                                      max(8, round(g.shape[0]*r))), Image.BOX))
 
 def _edges(g, keep):
     "Gradient of a grey picture as complex numbers, divided by its local size."
@@ -64,7 +66,8 @@ def fit_pair(
     dy, dx = (round(((k+n//2) % n - n//2)*scale) for k,n in zip(top, c.shape))
     mse = (lq-gt).square().mean().item()
     lo = [torch.nn.functional.adaptive_avg_pool2d(x, 12) for x in (lq, gt)]
-    coarse = torch.corrcoef(torch.stack([(x-x.mean((1, 2), keepdim=True)).flatten() for x in lo]))[0, 1].nan_to_num().item()
+    coarse = torch.corrcoef(torch.stack([(x-x.mean((1, 2), keepdim=True)).flatten() for x in lo]))[0,
+        1].nan_to_num().item()
     return Fit(float(c[0, 0]), float(c.max()), (dx, dy), -10*math.log10(max(mse, 1e-10)), coarse)
 
 # %% ../nbs/02a_doctor.ipynb #5c4961b7
@@ -76,10 +79,14 @@ def misfit(
 ):                # None, or (code, why)
     "Say what is wrong with a pair, if anything is."
     far = max(map(abs, fit.shift))
-    if fit.peak > .3 and fit.peak-fit.here > (.2 if task == 'blurry' else .08) and far: return 'E_PAIR_SHIFT', f'the degraded picture lies {fit.shift[0]} px right and {fit.shift[1]} px below its partner (correlation {fit.peak:.2f} there, {fit.here:.2f} here)'
+    if fit.peak > .3 and fit.peak-fit.here > (.2 if task == 'blurry' else .08) and far:
+        return ('E_PAIR_SHIFT', f'the degraded picture lies {fit.shift[0]} px right and {fit.shift[1]} px '
+                f'below its partner (correlation {fit.peak:.2f} there, {fit.here:.2f} here)')
     if fit.here < (.6 if task == 'inpainting' else SAME):
-        if fit.coarse > .5 and task != 'inpainting': return 'W_UNSURE', f'similar colours, but no common edges ({fit.here:.2f}): look at it'
-        return 'E_PAIR_SCENE', f'the two do not show the same scene (correlation of edges {fit.here:.2f}, of colours {fit.coarse:.2f})'
+        if fit.coarse > .5 and task != 'inpainting':
+            return 'W_UNSURE', f'similar colours, but no common edges ({fit.here:.2f}): look at it'
+        return ('E_PAIR_SCENE', f'the two do not show the same scene (correlation of edges {fit.here:.2f}, '
+                f'of colours {fit.coarse:.2f})')
     if fit.psnr >= 99: return 'W_IDENTICAL', 'the degraded picture equals the clean one'
 
 # %% ../nbs/02a_doctor.ipynb #18973356
@@ -94,9 +101,13 @@ def inspect_pair(
     if x is None or y is None: return out
     if x.shape == y.shape:
         f = fit_pair(x, y)
-        out |= dict(psnr=round(f.psnr, 3), here=round(f.here, 4), shift=f.shift, light=round((x.mean()/y.mean().clamp(min=1e-3)).item(), 3), white=round((x >= .996).all(0).float().mean().item(), 3))
+        out |= dict(psnr=round(f.psnr, 3), here=round(f.here, 4), shift=f.shift,
+                    light=round((x.mean()/y.mean().clamp(min=1e-3)).item(), 3),
+                    white=round((x >= .996).all(0).float().mean().item(), 3))
         bad = misfit(f, task)
-    elif x.shape[1:] == y.shape[:0:-1]: bad = 'E_PAIR_TURNED', f'{x.shape[2]}×{x.shape[1]} and {y.shape[2]}×{y.shape[1]}: one of them lies on its side'
+    elif x.shape[1:] == y.shape[:0:-1]:
+        bad = ('E_PAIR_TURNED', f'{x.shape[2]}×{x.shape[1]} and {y.shape[2]}×{y.shape[1]}: one of them '
+               f'lies on its side')
     else: bad = 'E_PAIR_SIZE', f'{x.shape[2]}×{x.shape[1]} and {y.shape[2]}×{y.shape[1]}'
     if bad: out |= dict(code=bad[0], why=bad[1])
     return out
@@ -112,7 +123,8 @@ def _ask(child, job, seconds):
     if 'lq' not in job: return _blank(job['path'])|ans
     if 'lq' in ans: return ans
     a, b = (child.ask(dict(path=job[k], root=job.get('root')), seconds) for k in ('lq', 'gt'))
-    return dict(lq=_blank(job['lq'])|a, gt=_blank(job['gt'])|b, code=None if a['code'] or b['code'] else ans['code'], why=ans['why'], psnr=None)
+    return dict(lq=_blank(job['lq'])|a, gt=_blank(job['gt'])|b,
+                code=None if a['code'] or b['code'] else ans['code'], why=ans['why'], psnr=None)
 
 def examine(
     jobs,          # dicts: the arguments of `inspect_file` or of `inspect_pair`
@@ -138,50 +150,94 @@ def _rows(*rows): return tuple(Layout(*r) for r in rows)
 
 # %% ../nbs/02a_doctor.ipynb #5a6e828d
 LAYOUTS = _rows(
-    ('GoPro', 'blurry', r'(?P<split>train|test)/(GOPR\w+)/blur/(\d+)\.png', r'(?P<split>train|test)/(GOPR\w+)/sharp/(\d+)\.png', dict(train=2103, test=1111), (1280, 720)),
-    ('REVIDE', 'hazy', r'(?P<split>Train|Test)/hazy/([A-Z]\d+)/(\d+)\.(?i:jpg|png)', r'(?P<split>Train|Test)/gt/([A-Z]\d+)/(\d+)\.(?i:jpg|png)', dict(Train=1698, Test=284), (2708, 1800)),
-    ('RESIDE SOTS indoor', 'hazy', r'indoor/hazy/(\d+)_\d+\.png', r'indoor/(?:gt|clear)/(\d+)\.png', {None: 500}, (620, 460)),
-    ('RESIDE SOTS outdoor', 'hazy', r'outdoor/hazy/(\d+)_[\d.]+_[\d.]+\.jpg', r'outdoor/(?:gt|clear)/(\d+)\.(?:png|jpg)', {None: 500}, None),
-    ('RESIDE-6k', 'hazy', r'(?P<split>train|test)/hazy/([^/]+)\.\w+', r'(?P<split>train|test)/GT/([^/]+)\.\w+', dict(train=6000, test=1000), None),
-    ('LOL-v1', 'low_light', r'(?P<split>our485|eval15)/low/(\d+)\.png', r'(?P<split>our485|eval15)/high/(\d+)\.png', dict(our485=485, eval15=15), (600, 400)),
-    ('LOL-v2 real', 'low_light', r'Real_captured/(?P<split>Train|Test)/Low/(?:low)?(\d+)\.png', r'Real_captured/(?P<split>Train|Test)/Normal/(?:normal)?(\d+)\.png', dict(Train=689, Test=100), (600, 400)),
-    ('LOL-v2 synthetic', 'low_light', r'Synthetic/(?P<split>Train|Test)/Low/(r\w+)\.png', r'Synthetic/(?P<split>Train|Test)/Normal/(r\w+)\.png', dict(Train=900, Test=100), (384, 384)),
-    ('RainDrop', 'raindrop', r'(?P<split>train|test_a|test_b)/data/(\d+)_rain\.(?:png|jpg)', r'(?P<split>train|test_a|test_b)/gt/(\d+)_clean\.(?:png|jpg)', dict(train=861, test_a=58, test_b=239), (720, 480)),
+    ('GoPro', 'blurry', r'(?P<split>train|test)/(GOPR\w+)/blur/(\d+)\.png',
+     r'(?P<split>train|test)/(GOPR\w+)/sharp/(\d+)\.png', dict(train=2103, test=1111), (1280, 720)),
+    ('REVIDE', 'hazy', r'(?P<split>Train|Test)/hazy/([A-Z]\d+)/(\d+)\.(?i:jpg|png)',
+     r'(?P<split>Train|Test)/gt/([A-Z]\d+)/(\d+)\.(?i:jpg|png)', dict(Train=1698, Test=284), (2708, 1800)),
+    ('RESIDE SOTS indoor', 'hazy', r'indoor/hazy/(\d+)_\d+\.png', r'indoor/(?:gt|clear)/(\d+)\.png',
+     {None: 500}, (620, 460)),
+    ('RESIDE SOTS outdoor', 'hazy', r'outdoor/hazy/(\d+)_[\d.]+_[\d.]+\.jpg',
+     r'outdoor/(?:gt|clear)/(\d+)\.(?:png|jpg)', {None: 500}, None),
+    ('RESIDE-6k', 'hazy', r'(?P<split>train|test)/hazy/([^/]+)\.\w+',
+     r'(?P<split>train|test)/GT/([^/]+)\.\w+', dict(train=6000, test=1000), None),
+    ('LOL-v1', 'low_light', r'(?P<split>our485|eval15)/low/(\d+)\.png',
+     r'(?P<split>our485|eval15)/high/(\d+)\.png', dict(our485=485, eval15=15), (600, 400)),
+    ('LOL-v2 real', 'low_light', r'Real_captured/(?P<split>Train|Test)/Low/(?:low)?(\d+)\.png',
+     r'Real_captured/(?P<split>Train|Test)/Normal/(?:normal)?(\d+)\.png', dict(Train=689, Test=100),
+     (600, 400)),
+    ('LOL-v2 synthetic', 'low_light', r'Synthetic/(?P<split>Train|Test)/Low/(r\w+)\.png',
+     r'Synthetic/(?P<split>Train|Test)/Normal/(r\w+)\.png', dict(Train=900, Test=100), (384, 384)),
+    ('RainDrop', 'raindrop', r'(?P<split>train|test_a|test_b)/data/(\d+)_rain\.(?:png|jpg)',
+     r'(?P<split>train|test_a|test_b)/gt/(\d+)_clean\.(?:png|jpg)', dict(train=861, test_a=58, test_b=239),
+     (720, 480)),
     *[(f'Rain100{c}', 'rainy', lq, gt, n, (481, 321)) for c,k in (('H', 1800), ('L', 200)) for lq,gt,n in (
-        (rf'RainTrain{c}/(?:rainy/)?rain-(\d+)\.png', rf'RainTrain{c}/(?:norain/)?norain-(\d+)\.png', {None: k}),
-        (rf'Rain100{c}/(?:rainy/)?rain-(\d+)\.png', rf'Rain100{c}/(?:norain/)?norain-(\d+)\.png', {None: 100}),
-        (rf'(?i:rain_?100{c})/(?:test/)?rain/norain-(\d+)\.png', rf'(?i:rain_?100{c})/(?:test/)?norain/norain-(\d+)\.png', {None: 100}),
+        (rf'RainTrain{c}/(?:rainy/)?rain-(\d+)\.png', rf'RainTrain{c}/(?:norain/)?norain-(\d+)\.png',
+         {None: k}),
+        (rf'Rain100{c}/(?:rainy/)?rain-(\d+)\.png', rf'Rain100{c}/(?:norain/)?norain-(\d+)\.png',
+         {None: 100}),
+        (rf'(?i:rain_?100{c})/(?:test/)?rain/norain-(\d+)\.png',
+         rf'(?i:rain_?100{c})/(?:test/)?norain/norain-(\d+)\.png', {None: 100}),
         (rf'(?i:rain_?100{c})/input/(\d+)\.png', rf'(?i:rain_?100{c})/target/(\d+)\.png', {None: 100}))],
-    ('SRD', 'shadowed', r'(?P<split>train|test)/shadow/(\w+)\.jpg', r'(?P<split>train|test)/shadow_free/(\w+)_no_shadow\.jpg', dict(train=2680, test=408), (840, 640)),
-    ('ISTD', 'shadowed', r'(?P<split>train|test)/(?:train|test)_A/(\d+-\d+)\.png', r'(?P<split>train|test)/(?:train|test)_C/(\d+-\d+)\.png', dict(train=1330, test=540), (640, 480)),
-    ('Snow100K', 'snowy', r'(?P<split>(?:train|all)(?=/synthetic/)|Snow100K-[SML])/(?:synthetic|input)/([^/]+)\.jpg', r'(?P<split>train|all|Snow100K-[SML])/gt/([^/]+)\.jpg', {'train': 50000, 'all': 50000, 'Snow100K-S': 16611, 'Snow100K-M': 16588, 'Snow100K-L': 16801}, None),
-    ('RealSnow', 'snowy', r'video2imgs_IN_(?P<split>train|test)ing\w*/(.+)\.\w+', r'video2imgs_GT_(?P<split>train|test)ing\w*/(.+)\.\w+', dict(train=1650, test=240), None),
+    ('SRD', 'shadowed', r'(?P<split>train|test)/shadow/(\w+)\.jpg',
+     r'(?P<split>train|test)/shadow_free/(\w+)_no_shadow\.jpg', dict(train=2680, test=408), (840, 640)),
+    ('ISTD', 'shadowed', r'(?P<split>train|test)/(?:train|test)_A/(\d+-\d+)\.png',
+     r'(?P<split>train|test)/(?:train|test)_C/(\d+-\d+)\.png', dict(train=1330, test=540), (640, 480)),
+    ('Snow100K', 'snowy',
+     r'(?P<split>(?:train|all)(?=/synthetic/)|Snow100K-[SML])/(?:synthetic|input)/([^/]+)\.jpg',
+     r'(?P<split>train|all|Snow100K-[SML])/gt/([^/]+)\.jpg',
+     {'train': 50000, 'all': 50000, 'Snow100K-S': 16611, 'Snow100K-M': 16588, 'Snow100K-L': 16801}, None),
+    ('RealSnow', 'snowy', r'video2imgs_IN_(?P<split>train|test)ing\w*/(.+)\.\w+',
+     r'video2imgs_GT_(?P<split>train|test)ing\w*/(.+)\.\w+', dict(train=1650, test=240), None),
     ('CBSD68 σ=50', 'noisy', r'noisy50/(\d+)\.png', r'original_png/(\d+)\.png', {None: 68}, None),
 )
 
 # %% ../nbs/02a_doctor.ipynb #2eb9dd7b
-_DACLIP = {'motion-blurry': ('GoPro', 'blurry', 2103, 1111), 'hazy': ('RESIDE-6k', 'hazy', 6000, 1000), 'jpeg-compressed': ('DIV2K+Flickr2K / LIVE1 q10', 'jpeg', 3550, 29), 'low-light': ('LOL-v1', 'low_light', 485, 15),
-    'noisy': ('DIV2K+Flickr2K / CBSD68 σ=50', 'noisy', 3550, 68), 'raindrop': ('RainDrop', 'raindrop', 861, 58), 'rainy': ('Rain100H', 'rainy', 1800, 100), 'shadowed': ('SRD', 'shadowed', 2680, 408),
+_DACLIP = {'motion-blurry': ('GoPro', 'blurry', 2103, 1111), 'hazy': ('RESIDE-6k', 'hazy', 6000, 1000),
+           'jpeg-compressed': ('DIV2K+Flickr2K / LIVE1 q10', 'jpeg', 3550, 29),
+           'low-light': ('LOL-v1', 'low_light', 485, 15),
+    'noisy': ('DIV2K+Flickr2K / CBSD68 σ=50', 'noisy', 3550, 68),
+    'raindrop': ('RainDrop', 'raindrop', 861, 58), 'rainy': ('Rain100H', 'rainy', 1800, 100),
+    'shadowed': ('SRD', 'shadowed', 2680, 408),
     'snowy': ('Snow100K-L', 'snowy', 1872, 601), 'uncompleted': ('CelebA-HQ 256', 'inpainting', 29900, 100)}
-DACLIP = _rows(*((f'{name} (DA-CLIP)', task, rf'(?P<split>train|val)/{folder}/LQ/([^/]+)\.\w+', rf'(?P<split>train|val)/{folder}/GT/([^/]+)\.\w+', dict(train=a, val=b), None)
+DACLIP = _rows(*((f'{name} (DA-CLIP)', task, rf'(?P<split>train|val)/{folder}/LQ/([^/]+)\.\w+',
+                  rf'(?P<split>train|val)/{folder}/GT/([^/]+)\.\w+', dict(train=a, val=b), None)
     for folder,(name,task,a,b) in _DACLIP.items()))
 CLEAN = _rows(*[(name, 'clean', '', gt, {None: n}, size) for name,gt,n,size in (
-    ('DIV2K train', r'DIV2K_train_HR/(\d{4})\.png', 800, None), ('DIV2K valid', r'DIV2K_valid_HR/(\d{4})\.png', 100, None), ('Flickr2K', r'Flickr2K(?:_HR)?/(\d{6})\.png', 2650, None),
-    ('LIVE1', r'(?i:live1)(?:/refimgs)?/(\w+)\.bmp', 29, None), ('BSDS500 test', r'(?:BSDS500-test|BSDS500.*/test)/(\d+)\.jpg', 200, None), ('BSDS500 train', r'BSDS500.*/train/(\d+)\.jpg', 200, None),
+    ('DIV2K train', r'DIV2K_train_HR/(\d{4})\.png', 800, None),
+    ('DIV2K valid', r'DIV2K_valid_HR/(\d{4})\.png', 100, None),
+    ('Flickr2K', r'Flickr2K(?:_HR)?/(\d{6})\.png', 2650, None),
+    ('LIVE1', r'(?i:live1)(?:/refimgs)?/(\w+)\.bmp', 29, None),
+    ('BSDS500 test', r'(?:BSDS500-test|BSDS500.*/test)/(\d+)\.jpg', 200, None),
+    ('BSDS500 train', r'BSDS500.*/train/(\d+)\.jpg', 200, None),
     ('CelebA-HQ 256', r'(?i:celeba)[^/]*/(\d{5,6})\.(?:jpg|png)', 30000, (256, 256)))],
     ('RePaint thin masks', 'mask', '', r'(?:inpainting_)?masks/(\d{6})\.png', {None: 100}, (256, 256)))
 
 # %% ../nbs/02a_doctor.ipynb #15b8144f
-ALIASES = {'blurry': r'blur|gopro|deblur', 'hazy': r'haz|fog|reside|sots', 'jpeg': r'jpe?g|compress|q10', 'low_light': r'low|dark|lol', 'noisy': r'nois', 'raindrop': r'rain.?drop|drop', 'rainy': r'(?<![brt])rain',
+ALIASES = {'blurry': r'blur|gopro|deblur', 'hazy': r'haz|fog|reside|sots', 'jpeg': r'jpe?g|compress|q10',
+           'low_light': r'low|dark|lol', 'noisy': r'nois', 'raindrop': r'rain.?drop|drop',
+           'rainy': r'(?<![brt])rain',
     'shadowed': r'shadow|istd|srd', 'snowy': r'snow', 'inpainting': r'inpaint|uncomplet|mask|hole|celeba'}   # task -> what its folder is called
-_LIVE1 = {(768, 512), (512, 768), (480, 720), (632, 505), (634, 505), (634, 438), (618, 453), (610, 488), (627, 482), (640, 512)}
-_SIGNS = (  # task, sizes, PSNR of the degraded side, data set, number of test pairs
-    ('blurry', {(1280, 720)}, (0, 99), 'GoPro', 1111), ('blurry', {(256, 256)}, (0, 99), 'GoPro in 256² crops', None), ('hazy', {(620, 460)}, (0, 99), 'RESIDE SOTS indoor', 500), ('hazy', {(2708, 1800)}, (0, 99), 'REVIDE', 284),
-    ('jpeg', _LIVE1, (0, 99), 'LIVE1', 29), ('low_light', {(600, 400)}, (0, 99), 'LOL-v1', 15), ('low_light', {(600, 400)}, (0, 99), 'LOL-v2 real', 100), ('low_light', {(384, 384)}, (0, 99), 'LOL-v2 synthetic', 100),
-    ('noisy', {(481, 321), (321, 481)}, (0, 99), 'CBSD68', 68), ('raindrop', {(720, 480), (480, 720)}, (0, 99), 'RainDrop', 58),
-    ('rainy', {(480, 320), (320, 480), (481, 321), (321, 481)}, (0, 19), 'Rain100H', 100), ('rainy', {(480, 320), (320, 480), (481, 321), (321, 481)}, (19, 99), 'Rain100L', 100), ('rainy', {(481, 321), (321, 481), (512, 384), (384, 512)}, (19, 28), 'Rain1400', 1400),
-    ('shadowed', {(640, 480)}, (0, 99), 'ISTD', 540), ('shadowed', {(840, 640)}, (0, 99), 'SRD', 408), ('inpainting', {(256, 256)}, (0, 99), 'CelebA-HQ 256', 100))
 
+_LIVE1 = {(768, 512), (512, 768), (480, 720), (632, 505), (634, 505), (634, 438), (618, 453), (610, 488),
+          (627, 482), (640, 512)}
+
+_SIGNS = (  # task, sizes, PSNR of the degraded side, data set, number of test pairs
+    ('blurry', {(1280, 720)}, (0, 99), 'GoPro', 1111),
+    ('blurry', {(256, 256)}, (0, 99), 'GoPro in 256² crops', None),
+    ('hazy', {(620, 460)}, (0, 99), 'RESIDE SOTS indoor', 500),
+    ('hazy', {(2708, 1800)}, (0, 99), 'REVIDE', 284),
+    ('jpeg', _LIVE1, (0, 99), 'LIVE1', 29), ('low_light', {(600, 400)}, (0, 99), 'LOL-v1', 15),
+    ('low_light', {(600, 400)}, (0, 99), 'LOL-v2 real', 100),
+    ('low_light', {(384, 384)}, (0, 99), 'LOL-v2 synthetic', 100),
+    ('noisy', {(481, 321), (321, 481)}, (0, 99), 'CBSD68', 68),
+    ('raindrop', {(720, 480), (480, 720)}, (0, 99), 'RainDrop', 58),
+    ('rainy', {(480, 320), (320, 480), (481, 321), (321, 481)}, (0, 19), 'Rain100H', 100),
+    ('rainy', {(480, 320), (320, 480), (481, 321), (321, 481)}, (19, 99), 'Rain100L', 100),
+    ('rainy', {(481, 321), (321, 481), (512, 384), (384, 512)}, (19, 28), 'Rain1400', 1400),
+    ('shadowed', {(640, 480)}, (0, 99), 'ISTD', 540), ('shadowed', {(840, 640)}, (0, 99), 'SRD', 408),
+    ('inpainting', {(256, 256)}, (0, 99), 'CelebA-HQ 256', 100))
+
+# %% ../nbs/02a_doctor.ipynb #de8c0bce
 def guess_task(path):
     "The degradation that a folder's name speaks of, None if it does not."
     for part in reversed(Path(path).parts[-3:]):
@@ -194,7 +250,8 @@ def guess(
     psnr,    # median PSNR of the degraded side, dB
 )->dict:     # data set -> published number of test pairs
     "All data sets that a folder of renamed pairs may be, by task, size and PSNR."
-    return {name: n for t,known,(lo,hi),name,n in _SIGNS if t == task and lo <= psnr < hi and sizes and sum(s in known for s in sizes) >= .9*len(sizes)}
+    return {name: n for t,known,(lo,hi),name,n in _SIGNS if t == task and lo <= psnr < hi and sizes
+            and sum(s in known for s in sizes) >= .9*len(sizes)}
 
 # %% ../nbs/02a_doctor.ipynb #1c3d6bd1
 SIDES = (r'(?i)^(lq|lr|input|inputs|degraded|hazy|haze|low|blur|blurry|rain|rainy|data|shadow|noisy|synthetic|snow|source|in)$', r'(?i)^(gt|hr|hq|target|targets|groundtruth|ground_truth|clean|clear|high|normal|sharp|norain|shadow_free|original|reference|out)$')
@@ -217,18 +274,22 @@ def _listing(root):
     pics, other, known = [], [], {k: v for k,v in Image.registered_extensions().items()}
     for d, dirs, names in os.walk(root):
         dirs.sort()
-        hit = [n for n in dirs if known.get(Path(n).suffix.lower()) in FORMATS]         # a folder that is called a picture
-        for n in sorted(names+hit): (pics if known.get(Path(n).suffix.lower()) in FORMATS else other).append(os.path.join(d, n))
+        # a folder that is called a picture
+        hit = [n for n in dirs if known.get(Path(n).suffix.lower()) in FORMATS]
+        for n in sorted(names+hit):
+            (pics if known.get(Path(n).suffix.lower()) in FORMATS else other).append(os.path.join(d, n))
     return pics, other
 
 # %% ../nbs/02a_doctor.ipynb #ca97f1e9
 def _by_layout(row, paths):
     "Groups of one layout among `paths`, by split and by the folder that the layout begins in."
-    places = {}                                                          # (split, folder) -> degraded and clean sides
+    places = {}  # (split, folder) -> degraded and clean sides
     for side,pattern in enumerate((row.lq, row.gt)):
         rx = re.compile(rf'(?:^|/){pattern}$') if pattern else None
         for p in paths:
-            if rx and (m := rx.search(Path(p).as_posix())): places.setdefault((m.groupdict().get('split'), m.string[:m.start()]), ([], []))[side].append((m.groups(), p))
+            if rx and (m := rx.search(Path(p).as_posix())):
+                places.setdefault((m.groupdict().get('split'), m.string[:m.start()]),
+                                  ([], []))[side].append((m.groups(), p))
     for at,(lq,clean) in sorted(places.items(), key=lambda o: str(o[0][0])):
         gt = {}
         for k,p in clean: gt.setdefault(k, p)
@@ -248,7 +309,8 @@ def survey(
             if not pairs and row.lq: continue
             mine = {p for pair in pairs for p in pair} | set(no_gt+no_lq)
             at = os.path.relpath(os.path.commonpath([os.path.dirname(p) for p in mine]), root)
-            groups.append(Group(at, row.name, row.task, split or '', row.counts.get(split), pairs, no_gt, no_lq, 'layout', row.size))
+            groups.append(Group(at, row.name, row.task, split or '', row.counts.get(split), pairs, no_gt,
+                                no_lq, 'layout', row.size))
             left = [p for p in left if p not in mine]
     return groups + _siblings(root, left), other
 
@@ -258,7 +320,8 @@ def _siblings(root, left):
     tree, groups = defaultdict(lambda: defaultdict(list)), []
     for p in left:
         parts = Path(os.path.relpath(p, root)).parts
-        spot = next((i for i in range(len(parts)-2, -1, -1) if any(re.match(s, parts[i]) for s in SIDES)), None)
+        spot = next((i for i in range(len(parts)-2, -1, -1) if any(re.match(s, parts[i]) for s in SIDES)),
+                    None)
         if spot is None: tree[os.path.join(*parts[:-1]) if len(parts) > 1 else '.'][None].append(p)
         else: tree[os.path.join('.', *parts[:spot])][parts[spot]].append(p)
     for at, sides in sorted(tree.items()):
@@ -269,8 +332,11 @@ def _siblings(root, left):
             roots = [Path(root)/at/k for k in (lq[0], gt[0])]
             m = pair_files(a, b, roots=roots)
             pairs = [tuple(map(str, p)) for p in m.pairs]
-            groups.append(Group(where, '', guess_task(os.path.join(os.path.abspath(root), at)), '', None, pairs, list(map(str, m.no_gt)), list(map(str, m.no_lq)), m.rule))
-        for k,ps in sides.items(): groups.append(Group(os.path.normpath(os.path.join(at, k or '')), '', 'clean', '', None, [], [], ps, 'single pictures'))
+            groups.append(Group(where, '', guess_task(os.path.join(os.path.abspath(root), at)), '', None,
+                                pairs, list(map(str, m.no_gt)), list(map(str, m.no_lq)), m.rule))
+        for k,ps in sides.items():
+            groups.append(Group(os.path.normpath(os.path.join(at, k or '')), '', 'clean', '', None, [], [],
+                                ps, 'single pictures'))
     return groups
 
 # %% ../nbs/02a_doctor.ipynb #ca24cfa7
@@ -278,8 +344,10 @@ def _odd_names(paths):
     "Names that some file systems cannot tell apart: by case, or by how an accent is written."
     seen = defaultdict(list)
     for p in paths: seen[unicodedata.normalize('NFC', os.fspath(p)).casefold()].append(p)
-    return [('W_TWIN', p, f'cannot be told from {ps[0]!a} on some disks') for ps in seen.values() for p in ps[1:]]
+    return [('W_TWIN', p, f'cannot be told from {ps[0]!a} on some disks') for ps in seen.values()
+            for p in ps[1:]]
 
+# %% ../nbs/02a_doctor.ipynb #56a52dcc
 def _diagnose(g, answers, root):
     "Findings of one group, from the answers of the children."
     rel = lambda p: os.path.relpath(p, root)
@@ -291,12 +359,17 @@ def _diagnose(g, answers, root):
     for p,r in files_.items():
         if r['code']: found.append((r['code'], rel(p), r['why']))
         else: found += [(c, rel(p), w) for c,w in r['warn']]
-    found += [('E_NO_PARTNER', rel(p), f'no {side} file belongs to it') for side,ps in (('clean', g.no_gt), ('degraded', g.no_lq if g.pairs or g.no_gt else [])) for p in ps]
+    found += [('E_NO_PARTNER', rel(p), f'no {side} file belongs to it')
+              for side,ps in (('clean', g.no_gt), ('degraded', g.no_lq if g.pairs or g.no_gt else []))
+              for p in ps]
     found += [(c, rel(p), w) for c,p,w in _odd_names(files_)]
     by_hash = defaultdict(list)
     for p,r in files_.items(): by_hash[r.get('sha256') or p].append(p)
-    found += [('W_TWICE', rel(p), f'the same bytes as {rel(ps[0])!a}') for ps in by_hash.values() for p in ps[1:]]
-    return found, psnr, [(files_[a]['width'], files_[a]['height']) for a,_ in (g.pairs or [(p, p) for p in g.no_lq]) if 'width' in files_.get(a, {})], files_
+    found += [('W_TWICE', rel(p), f'the same bytes as {rel(ps[0])!a}') for ps in by_hash.values()
+              for p in ps[1:]]
+    return (found, psnr,
+            [(files_[a]['width'], files_[a]['height']) for a,_ in (g.pairs or [(p, p) for p in g.no_lq])
+             if 'width' in files_.get(a, {})], files_)
 
 # %% ../nbs/02a_doctor.ipynb #4b696efa
 class Report(NamedTuple):
@@ -305,22 +378,31 @@ class Report(NamedTuple):
     groups: list  # of dicts
     other: list   # files that are not pictures
     @property
-    def ok(self): "No errors; warnings are allowed."; return not any(c.startswith('E_') for g in self.groups for c,_,_ in g['findings'])
+    def ok(self):
+        "No errors; warnings are allowed."
+        return not any(c.startswith('E_') for g in self.groups for c,_,_ in g['findings'])
     def table(self):
         "One line for each group, as Markdown."
-        rows = ['| folder | task | data set | pairs | no partner | do not fit | bad files | warnings | PSNR |', '|---|---|---|---|---|---|---|---|---|']
+        rows = ['| folder | task | data set | pairs | no partner | do not fit | bad files | warnings '
+                '| PSNR |', '|---|---|---|---|---|---|---|---|---|']
         for g in self.groups:
-            n = Counter('part' if c == 'E_NO_PARTNER' else 'fit' if c.startswith('E_PAIR') else c[0] for c,_,_ in g['findings'])
-            sets = ' or '.join(f"{k} {g['split']}".strip() + (f" ({g['found']} of {v})" if v else '') for k,v in g['sets'].items()) or 'unknown'
-            rows.append(f"| {g['folder']} | {g['task'] or 'unknown'} | {sets} | {g['found']} {g['kind']} | {n['part'] or ''} | {n['fit'] or ''} | {n['E'] or ''} | {n['W'] or ''} | {'' if g['psnr'] is None else format(g['psnr'], '.1f')} |")
+            n = Counter('part' if c == 'E_NO_PARTNER' else 'fit' if c.startswith('E_PAIR') else c[0]
+                        for c,_,_ in g['findings'])
+            sets = ' or '.join(f"{k} {g['split']}".strip() + (f" ({g['found']} of {v})" if v else '')
+                               for k,v in g['sets'].items()) or 'unknown'
+            rows.append(f"| {g['folder']} | {g['task'] or 'unknown'} | {sets} | {g['found']} {g['kind']} | "
+                        f"{n['part'] or ''} | {n['fit'] or ''} | {n['E'] or ''} | {n['W'] or ''} | "
+                        f"{'' if g['psnr'] is None else format(g['psnr'], '.1f')} |")
         return '\n'.join(rows)
     def problems(self, most=20):
         "The findings, errors first, one a line."
         all_ = sorted((c, p, w) for g in self.groups for c,p,w in g['findings'])
-        return '\n'.join([f'{c:14s} {p!a}: {w}' for c,p,w in all_[:most]] + [f'… and {len(all_)-most} more, all of them in the JSON']*(len(all_) > most))
+        return '\n'.join([f'{c:14s} {p!a}: {w}' for c,p,w in all_[:most]]
+                         + [f'… and {len(all_)-most} more, all of them in the JSON']*(len(all_) > most))
     def json(self):
         "Everything, as text."
-        return json.dumps(dict(root=self.root, ok=self.ok, groups=self.groups, other=[os.path.relpath(p, self.root) for p in self.other]), indent=1)
+        return json.dumps(dict(root=self.root, ok=self.ok, groups=self.groups,
+                               other=[os.path.relpath(p, self.root) for p in self.other]), indent=1)
 
 # %% ../nbs/02a_doctor.ipynb #701fdeb8
 def doctor(
@@ -331,17 +413,24 @@ def doctor(
     progress=False,# show a bar
 )->Report:
     "Which data sets are here, complete or not, which pairs do not fit, which files are bad and why."
-    if not os.path.isdir(root): raise ValueError(f'root is {os.fspath(root)!a}, which is not a folder: check the path')
+    if not os.path.isdir(root):
+        raise ValueError(f'root is {os.fspath(root)!a}, which is not a folder: check the path')
     groups, other = survey(root)
-    jobs = [[dict(lq=a, gt=b, root=str(root), task=g.task) for a,b in g.pairs] + [dict(path=p, root=str(root)) for p in g.no_gt+g.no_lq] for g in groups]
+    jobs = [[dict(lq=a, gt=b, root=str(root), task=g.task) for a,b in g.pairs]
+            + [dict(path=p, root=str(root)) for p in g.no_gt+g.no_lq] for g in groups]
     answers, out = iter(examine([j for js in jobs for j in js], workers, seconds, memory, progress)), []
     for g,js in zip(groups, jobs):
         found, psnr, sizes, _ = _diagnose(g, [next(answers) for _ in js], root)
         mid = float(np.median(psnr)) if psnr else None
         sets = {g.name: g.expect} if g.name else guess(g.task, sizes, mid or 0)
         common = Counter(sizes).most_common(1)
-        if g.size and common and common[0][0] not in (g.size, g.size[::-1]): found.append(('W_SIZE', g.folder, f'{g.name} was published in {g.size[0]}×{g.size[1]}, here most are {common[0][0][0]}×{common[0][0][1]}'))
-        out.append(dict(folder=g.folder, task=g.task, sets=sets, split=g.split, how=g.rule if g.name else f'guessed from size and PSNR; paired by {g.rule}', found=len(g.pairs) or len(g.no_lq)+len(g.no_gt), kind='pairs' if g.pairs else 'pictures',
+        if g.size and common and common[0][0] not in (g.size, g.size[::-1]):
+            found.append(('W_SIZE', g.folder, f'{g.name} was published in {g.size[0]}×{g.size[1]}, here most '
+                          f'are {common[0][0][0]}×{common[0][0][1]}'))
+        out.append(dict(folder=g.folder, task=g.task, sets=sets, split=g.split,
+                        how=g.rule if g.name else f'guessed from size and PSNR; paired by {g.rule}',
+                        found=len(g.pairs) or len(g.no_lq)+len(g.no_gt),
+                        kind='pairs' if g.pairs else 'pictures',
             psnr=mid, sizes=[[*s, n] for s,n in Counter(sizes).most_common(5)], findings=found))
     return Report(str(root), out, other)
 
@@ -361,20 +450,25 @@ def data_doctor(
 # %% ../nbs/02a_doctor.ipynb #ceddc75c
 def _plain(params):
     "Parameters of a degradation as JSON; what is larger than 64 numbers is replaced by its shape and hash."
-    big = lambda v: dict(shape=list(v.shape), sha256=hashlib.sha256(v.contiguous().numpy().tobytes()).hexdigest())
-    return {k: v if not isinstance(v, torch.Tensor) else v.flatten().tolist() if v.numel() <= 64 else big(v) for k,v in params.items()}
+    big = lambda v: dict(shape=list(v.shape),
+                         sha256=hashlib.sha256(v.contiguous().numpy().tobytes()).hexdigest())
+    return {k: v if not isinstance(v, torch.Tensor) else v.flatten().tolist() if v.numel() <= 64 else big(v)
+            for k,v in params.items()}
 
 def _mask_of(masks, rel, n, seed):
     "The mask of picture number n: by order for DA-CLIP's test (`n` given), else drawn by the picture's name."
     if not masks: return None
-    return masks[n] if n is not None else masks[int(torch.randint(len(masks), (), generator=rng(seed, 'mask', rel)))]
+    return (masks[n] if n is not None
+            else masks[int(torch.randint(len(masks), (), generator=rng(seed, 'mask', rel)))])
 
 def _degrade_file(path, rel, task, seed, strength, mask=None):
     "One degraded picture (3,H,W) and the parameters that were drawn for it."
     x, gen = load_image(path)[None], rng(seed, 'make_lq', task, rel)
     if mask:
         keep = (load_image(mask)[None, :1] > .5).float()
-        if keep.shape[2:] != x.shape[2:]: raise ImageError(mask, 'E_PAIR_SIZE', f'a mask of {keep.shape[3]}×{keep.shape[2]} for {rel!a} of {x.shape[3]}×{x.shape[2]}: give masks of the size of the pictures')
+        if keep.shape[2:] != x.shape[2:]:
+            raise ImageError(mask, 'E_PAIR_SIZE', f'a mask of {keep.shape[3]}×{keep.shape[2]} for {rel!a} of '
+                             f'{x.shape[3]}×{x.shape[2]}: give masks of the size of the pictures')
         return daclip(x, task, keep=keep)[0], dict(mask=mask.name, sha256=_sha(mask))
     if strength == 'daclip': return daclip(x, task, gen)[0], {}
     if strength == 'benchmark': strength = STRENGTHS[task].source
@@ -394,17 +488,23 @@ def read_jsonl(path):
 def _resumed(log, what):
     "Records of an earlier run with the same settings, by path; the log keeps its whole lines only."
     done = {r['path']: r for r in read_jsonl(log)}
-    if any(any(r.get(k) != v for k,v in what.items()) for r in done.values()): raise ValueError(f'{log} was written with other settings than {what}: use another folder, or delete this one')
+    if any(any(r.get(k) != v for k,v in what.items()) for r in done.values()):
+        raise ValueError(f'{log} was written with other settings than {what}: use another folder, or '
+                         f'delete this one')
     log.write_text(''.join(json.dumps(r)+'\n' for r in done.values()))
     return done
 
 def _masks(masks, task, strength, n):
     "The masks of a folder, or an error that says what is wrong with the request."
     if masks is None: return []
-    if task != 'inpainting' or strength not in (None, 'daclip'): raise ValueError(f"masks goes with task='inpainting' and strength=None or 'daclip', not with {task!r} and {strength!r}")
+    if task != 'inpainting' or strength not in (None, 'daclip'):
+        raise ValueError(f"masks goes with task='inpainting' and strength=None or 'daclip', not with "
+                         f"{task!r} and {strength!r}")
     out = files(masks)
     if not out: raise ValueError(f'masks is {os.fspath(masks)!a}, which holds no pictures')
-    if strength == 'daclip' and len(out) != n: raise ValueError(f"strength 'daclip' lays the n-th mask on the n-th picture, but there are {len(out)} masks for {n} pictures")
+    if strength == 'daclip' and len(out) != n:
+        raise ValueError(f"strength 'daclip' lays the n-th mask on the n-th picture, but there are "
+                         f"{len(out)} masks for {n} pictures")
     return out
 
 # %% ../nbs/02a_doctor.ipynb #f43aa61a
@@ -422,17 +522,24 @@ def make_lq(
     gt, out = Path(gt), Path(out); pics = files(gt); holes = _masks(masks, task, strength, len(pics))
     seen = {}
     for p in pics:
-        if (q := seen.setdefault(p.with_suffix(''), p)) is not p: raise ValueError(f'gt is {os.fspath(gt)!a}, where {q.name!a} and {p.name!a} differ in their suffix only: their degraded sides would have one name; rename one of them')
+        if (q := seen.setdefault(p.with_suffix(''), p)) is not p:
+            raise ValueError(f'gt is {os.fspath(gt)!a}, where {q.name!a} and {p.name!a} differ in their '
+                             f'suffix only: their degraded sides would have one name; rename one of them')
     what = dict(task=task, seed=seed, strength=strength) | (dict(masks=len(holes)) if holes else {})
     out.mkdir(parents=True, exist_ok=True); done = _resumed(out/'lq.jsonl', what)
     with (out/'lq.jsonl').open('a') as f:
         for n,p in enumerate(tqdm(pics, disable=not progress, desc=f'make {task}')):
             rel = p.relative_to(gt).as_posix(); lq, link = (out/'LQ'/rel).with_suffix('.png'), out/'GT'/rel
-            if rel in done and lq.exists() and (_sha(lq), _sha(p)) == (done[rel]['sha256'], done[rel]['gt_sha256']): continue
+            if rel in done and lq.exists() and (_sha(lq), _sha(p)) == (done[rel]['sha256'],
+                done[rel]['gt_sha256']):
+                continue
             for q in (lq, link): q.parent.mkdir(parents=True, exist_ok=True)
-            y, params = _degrade_file(p, rel, task, seed, strength, _mask_of(holes, rel, n if strength == 'daclip' else None, seed))
+            y, params = _degrade_file(p, rel, task, seed, strength,
+                                      _mask_of(holes, rel, n if strength == 'daclip' else None, seed))
             save_image(y, lq); _link(p, link)
-            f.write(json.dumps(dict(path=rel, **what, params=params, sha256=_sha(lq), gt_sha256=_sha(p)))+'\n'); f.flush()
+            f.write(json.dumps(dict(path=rel, **what, params=params, sha256=_sha(lq),
+                                    gt_sha256=_sha(p)))+'\n')
+            f.flush()
     return out
 
 # %% ../nbs/02a_doctor.ipynb #f2ae667a
@@ -461,17 +568,20 @@ def _records(job, ans, place, root):
     rel = lambda p: Path(os.path.relpath(p, root)).as_posix()
     for side in (('lq', 'gt') if 'lq' in job else ('single',)):
         r = ans[side] if side in ans else ans
-        fit = dict(pair=rel(job['gt' if side == 'lq' else 'lq']), pair_code=ans['code'], psnr=ans['psnr']) if side != 'single' else {}
+        fit = (dict(pair=rel(job['gt' if side == 'lq' else 'lq']), pair_code=ans['code'], psnr=ans['psnr'])
+               if side != 'single' else {})
         yield dict(r, path=rel(r['path']), side=side, **place, **fit)
 
 def _record_keys(job, root):
     "Which records a job will write: (side, path, partner)."
     rel = lambda p: Path(os.path.relpath(p, root)).as_posix()
-    return [('lq', rel(job['lq']), rel(job['gt'])), ('gt', rel(job['gt']), rel(job['lq']))] if 'lq' in job else [('single', rel(job['path']), None)]
+    return ([('lq', rel(job['lq']), rel(job['gt'])), ('gt', rel(job['gt']), rel(job['lq']))] if 'lq' in job
+            else [('single', rel(job['path']), None)])
 
 def _unchanged(r, root): return unchanged(os.path.join(root, r['path']), r)
 
-BY_CHANCE = 'E_TIMEOUT', 'E_CRASH', 'E_UNREADABLE', 'E_TOO_LARGE'   # these depend on the machine and the hour, not on the file alone
+# these depend on the machine and the hour, not on the file alone
+BY_CHANCE = 'E_TIMEOUT', 'E_CRASH', 'E_UNREADABLE', 'E_TOO_LARGE'
 
 # %% ../nbs/02a_doctor.ipynb #817f80e7
 def prepare(
@@ -482,7 +592,8 @@ def prepare(
 )->Path:            # root/manifest.jsonl
     "Examine and hash every file under a folder into `manifest.jsonl`; goes on where it was interrupted."
     root = Path(root); out, part = root/'manifest.jsonl', root/'manifest.jsonl.part'
-    known = {(r['side'], r['path'], r.get('pair')): r for r in read_jsonl(out) + read_jsonl(part) if not {r['code'], r.get('pair_code')} & {*BY_CHANCE} and _unchanged(r, root)}
+    known = {(r['side'], r['path'], r.get('pair')): r for r in read_jsonl(out) + read_jsonl(part)
+             if not {r['code'], r.get('pair_code')} & {*BY_CHANCE} and _unchanged(r, root)}
     todo, keep = [], []
     for job, place in _jobs(survey(root)[0], root):
         keys = _record_keys(job, root)
@@ -493,7 +604,8 @@ def prepare(
         f.write(''.join(json.dumps(r)+'\n' for r in keep)); f.flush()
         for i in range(0, len(todo), chunk):
             some = todo[i:i+chunk]
-            for (job, place), ans in zip(some, examine([j for j,_ in some], mine or workers)): f.write(''.join(json.dumps(r)+'\n' for r in _records(job, ans, place, root)))
+            for (job, place), ans in zip(some, examine([j for j,_ in some], mine or workers)):
+                f.write(''.join(json.dumps(r)+'\n' for r in _records(job, ans, place, root)))
             f.flush(); os.fsync(f.fileno()); bar.update(len(some))
     for c in mine: c.stop()
     os.replace(part, out)
@@ -508,15 +620,21 @@ def manifest_pairs(
 ):                 # (degraded paths, clean paths), healthy pairs only
     "The healthy pairs of a manifest, after making sure that the files are still those that were examined."
     recs = [r for r in read_jsonl(Path(root)/'manifest.jsonl')]
-    if not recs: raise FileNotFoundError(f'{root} has no manifest.jsonl: run `dtir data prepare {root}` first')
+    if not recs:
+        raise FileNotFoundError(f'{root} has no manifest.jsonl: run `dtir data prepare {root}` first')
     by = {(r['side'], r['path']): r for r in recs}
-    pairs = [(r, by['gt', r['pair']]) for r in recs if r['side'] == 'lq' and task in (None, r['task']) and split in (None, r['split']) and ('gt', r['pair']) in by]
-    pairs = [(a, b) for a,b in pairs if not a['code'] and not b['code'] and not (a['pair_code'] or '').startswith('E_')]
-    same = lambda r: check is None or _unchanged(r, root) and (check == 'time' or _sha(Path(root)/r['path']) == r['sha256'])
-    changed = [ImageError(Path(root)/r['path'], 'E_CHANGED', 'is not the file that was examined; run `dtir data prepare` again') for p in pairs for r in p if not same(r)]
+    pairs = [(r, by['gt', r['pair']]) for r in recs if r['side'] == 'lq' and task in (None, r['task'])
+             and split in (None, r['split']) and ('gt', r['pair']) in by]
+    pairs = [(a, b) for a,b in pairs if not a['code'] and not b['code']
+             and not (a['pair_code'] or '').startswith('E_')]
+    same = (lambda r: check is None or _unchanged(r, root)
+            and (check == 'time' or _sha(Path(root)/r['path']) == r['sha256']))
+    changed = [ImageError(Path(root)/r['path'], 'E_CHANGED', 'is not the file that was examined; run `dtir '
+                          'data prepare` again') for p in pairs for r in p if not same(r)]
     if changed: raise BadFiles(changed)
     return tuple([Path(root)/p[i]['path'] for p in pairs] for i in (0, 1))
 
+# %% ../nbs/02a_doctor.ipynb #46d2b6f1
 def data_prepare(dir, workers=2, progress=True):
     "Examine and hash a folder of data into manifest.jsonl."
     recs = read_jsonl(prepare(dir, workers, progress=progress))
@@ -530,7 +648,8 @@ class ArchiveError(ValueError):
 def _write(path, out, name, src, left, most):
     "Copy one member into the folder, and nowhere else; returns how many bytes may still come."
     to = os.path.normpath(os.path.join(out, name))
-    if os.path.commonpath([to, str(out)]) != str(out) or '\\' in name or '\0' in name: raise ArchiveError(f'{path}: {name!a} leaves the folder')
+    if os.path.commonpath([to, str(out)]) != str(out) or '\\' in name or '\0' in name:
+        raise ArchiveError(f'{path}: {name!a} leaves the folder')
     os.makedirs(os.path.dirname(to), exist_ok=True)
     with src, open(to, 'xb') as dst:
         while block := src.read(1 << 20):
@@ -539,15 +658,19 @@ def _write(path, out, name, src, left, most):
             dst.write(block)
     return left
 
+# %% ../nbs/02a_doctor.ipynb #46a7ad70
 def _zip(path, out, most, ratio):
     "Unpack a zip, counting bytes."
     left = most
     with zipfile.ZipFile(path) as z:
         for i in z.infolist():
             if i.is_dir(): continue
-            if stat.S_IFMT(i.external_attr >> 16) not in (0, stat.S_IFREG): raise ArchiveError(f'{path}: {i.filename!a} is a link or a device')
+            if stat.S_IFMT(i.external_attr >> 16) not in (0, stat.S_IFREG):
+                raise ArchiveError(f'{path}: {i.filename!a} is a link or a device')
             if i.flag_bits & 1: raise ArchiveError(f'{path}: {i.filename!a} is encrypted; unpack it yourself')
-            if i.file_size > 1e6 and i.file_size > ratio*max(i.compress_size, 1): raise ArchiveError(f'{path}: {i.filename!a} would grow {i.file_size/max(i.compress_size, 1):.0f} times')
+            if i.file_size > 1e6 and i.file_size > ratio*max(i.compress_size, 1):
+                raise ArchiveError(f'{path}: {i.filename!a} would grow '
+                                   f'{i.file_size/max(i.compress_size, 1):.0f} times')
             left = _write(path, out, i.filename, z.open(i), left, most)
 
 # %% ../nbs/02a_doctor.ipynb #ebed4194
@@ -560,7 +683,8 @@ def _tar(path, out, most):
             if m.size > left: raise ArchiveError(f'{path}: more than max_bytes={most:g} bytes inside')
             if m.isfile(): left = _write(path, out, m.name, t.extractfile(m), left, most)
         t.fileobj.seek(t.offset)                # where the members end, two empty blocks have to follow
-        if t.fileobj.read(512) != bytes(512): raise ArchiveError(f'{path}: damaged or cut off: no end mark after {len(t.getmembers())} members')
+        if t.fileobj.read(512) != bytes(512):
+            raise ArchiveError(f'{path}: damaged or cut off: no end mark after {len(t.getmembers())} members')
         left = max(left, 1 << 20)               # padding
         while block := t.fileobj.read(1 << 20): # the checksum of a compressed file stands at its very end
             left -= len(block)
@@ -583,6 +707,7 @@ def unpack(
         elif tarfile.is_tarfile(archive): _tar(archive, tmp, max_bytes)
         else: raise ArchiveError(f'{archive}: neither a zip nor a tar file')
         os.chmod(tmp, 0o755); os.rename(tmp, out)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError) as e: raise ArchiveError(f'{archive}: {e}') from None
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError) as e:
+        raise ArchiveError(f'{archive}: {e}') from None
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return out

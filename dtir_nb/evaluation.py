@@ -20,7 +20,8 @@ from .core import FORMATS, ImageError, load_image, save_image
 from .data import pair_files
 from .conditioning import evaluating
 from .checkpoints import replace_file
-from .metrics import DACLIP, Protocol, bootstrap, card_json, card_line, card_markdown, centre_crop, metric_card, score
+from .metrics import (DACLIP, Protocol, bootstrap, card_json, card_line, card_markdown, centre_crop,
+                             metric_card, score)
 from .paper import DATASETS_B, PAPER, TEN
 
 # %% ../nbs/18_evaluation.ipynb #e2850ac8
@@ -38,8 +39,10 @@ def find_pairs(
     "The pairs of a data set on disk."
     if gt is None: lq,gt = Path(lq)/'LQ', Path(lq)/'GT'
     m = pair_files(lq, gt, rule); name = lambda p, root: p.relative_to(root).as_posix()
-    if not m.pairs: raise ValueError(f'{lq} and {gt} hold no pairs: are the folders right, and do the names agree?')
-    return sorted([Pair(name(a,lq), a, b) for a,b in m.pairs] + [Pair(name(a,lq), a, None) for a in m.no_gt] + [Pair(name(b,gt), None, b) for b in m.no_lq])
+    if not m.pairs:
+        raise ValueError(f'{lq} and {gt} hold no pairs: are the folders right, and do the names agree?')
+    return sorted([Pair(name(a,lq), a, b) for a,b in m.pairs] + [Pair(name(a,lq), a, None) for a in m.no_gt]
+                  + [Pair(name(b,gt), None, b) for b in m.no_lq])
 
 # %% ../nbs/18_evaluation.ipynb #96086e99
 def _kind(path):
@@ -54,10 +57,15 @@ def load_pair(
     for o,what in ((pair.lq,'degraded'), (pair.gt,'clean')):
         if o is None: raise ImageError(pair.name, 'E_NO_PARTNER', f'its {what} picture is missing')
     a,b = (o if isinstance(o, Tensor) else load_image(o) for o in pair[1:])
-    if a.shape != b.shape: raise ImageError(pair.name, 'E_PAIR_SIZE', f'degraded {tuple(a.shape[1:])}, clean {tuple(b.shape[1:])} (height, width); crop the larger one to what both show')
+    if a.shape != b.shape:
+        raise ImageError(pair.name, 'E_PAIR_SIZE',
+                         f'degraded {tuple(a.shape[1:])}, clean {tuple(b.shape[1:])} (height, width); crop '
+                         f'the larger one to what both show')
     if not any(isinstance(o, Tensor) for o in pair[1:]):
         (c,i),(d,j) = map(_kind, pair[1:])
-        if (c,i) != (d,j): raise ImageError(pair.name, 'E_PAIR_KIND', f'degraded is {i}-bit {c}, clean is {j}-bit {d}; convert one of them')
+        if (c,i) != (d,j):
+            raise ImageError(pair.name, 'E_PAIR_KIND', f'degraded is {i}-bit {c}, clean is {j}-bit {d}; '
+                             f'convert one of them')
     return a[None], b[None]
 
 # %% ../nbs/18_evaluation.ipynb #9565d454
@@ -65,7 +73,9 @@ def output_name(
     name,   # of a pair
 )->Path:    # relative to the folder of outputs
     "Under which name an output is saved: .png instead of a picture's suffix; other dots belong to the name."
-    p = Path(name); return p.with_suffix('.png') if Image.registered_extensions().get(p.suffix.lower()) in FORMATS else p.with_name(p.name+'.png')
+    p = Path(name)
+    return (p.with_suffix('.png') if Image.registered_extensions().get(p.suffix.lower()) in FORMATS
+            else p.with_name(p.name+'.png'))
 
 # %% ../nbs/18_evaluation.ipynb #b2d2e647
 class Evaluation(NamedTuple):
@@ -74,6 +84,7 @@ class Evaluation(NamedTuple):
     errors: list  # of dict: name, error
     card: dict    # see `metric_card`
 
+# %% ../nbs/18_evaluation.ipynb #f2db3fdb
 def evaluate_pair(
     restorer,         # any function (B,3,H,W) -> (B,3,H,W)
     pair,             # a `Pair`
@@ -85,23 +96,32 @@ def evaluate_pair(
     "Restore one picture and score it. A protocol that crops to a multiple crops before the network, as its authors do."
     lq,gt = (centre_crop(x, protocol.multiple).to(device) for x in load_pair(pair))
     with torch.no_grad(): out = restorer(lq)
-    if not isinstance(out, Tensor) or out.shape != gt.shape: raise ValueError(f'{pair.name}: the restorer returned {tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__} for {tuple(lq.shape)}')
+    if not isinstance(out, Tensor) or out.shape != gt.shape:
+        raise ValueError(f'{pair.name}: the restorer returned '
+                         f'{tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__} for '
+                         f'{tuple(lq.shape)}')
     row = score(out.float(), gt, protocol, perceptual)
     if pictures:
-        path = Path(pictures)/output_name(pair.name); path.parent.mkdir(parents=True, exist_ok=True); save_image(out[0].float().clamp(0,1).cpu(), path)
+        path = Path(pictures)/output_name(pair.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_image(out[0].float().clamp(0,1).cpu(), path)
     return dict(name=pair.name, **{k: v.item() for k,v in row.items()})
 
 # %% ../nbs/18_evaluation.ipynb #4f69e413
 def _make(rows, errors, protocol, lpips_card, notes):
     "Sort by name and write the card; refuse an empty result."
     rows,errors = (sorted(o, key=lambda r: r['name']) for o in (rows, errors))
-    if not rows: raise ValueError(f'none of {len(errors)} pictures counted; the first errors:\n' + '\n'.join(f'  {e["error"]}' for e in errors[:3]))
+    if not rows:
+        raise ValueError(f'none of {len(errors)} pictures counted; the first errors:\n'
+                         + '\n'.join(f'  {e["error"]}' for e in errors[:3]))
     values = {k: torch.tensor([r[k] for r in rows], dtype=torch.float64) for k in rows[0] if k != 'name'}
-    return Evaluation(rows, errors, metric_card(protocol, values, lpips_card, files=len(rows)+len(errors), counted=len(rows), errors=errors, notes=notes))
+    return Evaluation(rows, errors, metric_card(protocol, values, lpips_card, files=len(rows)+len(errors),
+                                                counted=len(rows), errors=errors, notes=notes))
 
 def _csv(rows, errors):
     "Every file on a line, with its numbers or its error, sorted by name."
-    buf = io.StringIO(); w = csv.DictWriter(buf, [*(rows[0] if rows else ['name']), 'error'], restval='', lineterminator='\n')
+    buf = io.StringIO()
+    w = csv.DictWriter(buf, [*(rows[0] if rows else ['name']), 'error'], restval='', lineterminator='\n')
     w.writeheader(); w.writerows(sorted([*rows, *errors], key=lambda r: r['name']))
     return buf.getvalue()
 
@@ -124,14 +144,22 @@ def evaluate(
     **notes,          # onto the card: method, dataset, seed, …
 )->Evaluation:
     "Score a restorer on pairs. Files that cannot be used are listed by name and do not count; other failures stop the run."
-    if perceptual and not lpips_card: raise ValueError('perceptual without lpips_card: a number without the hash of its network cannot be repeated; pass perceptual.lpips_card()')
+    if perceptual and not lpips_card:
+        raise ValueError('perceptual without lpips_card: a number without the hash of its network cannot be '
+                         'repeated; pass perceptual.lpips_card()')
     if not 0 <= shard < shards: raise ValueError(f'shard is {shard}: shards are numbered 0..{shards-1}')
     names = [p.name for p in pairs]
     if not names: raise ValueError('pairs is empty: there is nothing to evaluate')
-    if twice := sorted(n for n,k in Counter(names).items() if k > 1): raise ValueError(f'pairs share the names {twice[:3]}: names must tell pictures apart')
-    if pictures and (twice := sorted(n for n,k in Counter(str(output_name(o)) for o in names).items() if k > 1)): raise ValueError(f'outputs share the names {twice[:3]}: pictures of one folder must differ in more than the suffix')
-    if (shards > 1 or pictures) and out is None: raise ValueError('out is None: pictures and the parts of several processes need a folder')
-    rows,errors = _run(restorer, sorted(pairs, key=lambda p: p.name)[shard::shards], protocol, perceptual, device, Path(out)/'pictures' if pictures else None)
+    if twice := sorted(n for n,k in Counter(names).items() if k > 1):
+        raise ValueError(f'pairs share the names {twice[:3]}: names must tell pictures apart')
+    if pictures and (twice := sorted(n for n,k in Counter(str(output_name(o)) for o in names).items() if k
+                                     > 1)):
+        raise ValueError(f'outputs share the names {twice[:3]}: pictures of one folder must differ in more '
+                         f'than the suffix')
+    if (shards > 1 or pictures) and out is None:
+        raise ValueError('out is None: pictures and the parts of several processes need a folder')
+    rows,errors = _run(restorer, sorted(pairs, key=lambda p: p.name)[shard::shards], protocol, perceptual,
+                       device, Path(out)/'pictures' if pictures else None)
     if shards > 1: return _save_shard(Path(out), rows, errors, protocol, lpips_card, notes, shard, shards)
     return save_evaluation(_make(rows, errors, protocol, lpips_card, notes), out)
 
@@ -140,7 +168,8 @@ def _why(e, pair):
     "An error's message with the picture's name, but without this machine's folders."
     s = str(e)
     for o in pair[1:]:
-        if o is not None and not isinstance(o, Tensor): s = s.replace(str(o), f'{Path(o).parent.name}/{Path(o).name}')
+        if o is not None and not isinstance(o, Tensor):
+            s = s.replace(str(o), f'{Path(o).parent.name}/{Path(o).name}')
     return s if pair.name in s else f'{pair.name}: {s}'
 
 # %% ../nbs/18_evaluation.ipynb #4e47a139
@@ -167,7 +196,9 @@ def save_evaluation(
 def _save_shard(out, rows, errors, protocol, lpips_card, notes, shard, shards):
     "Write one process's part for `merge`."
     out.mkdir(parents=True, exist_ok=True)
-    part = dict(rows=[{k: (v if k == 'name' or math.isfinite(v) else 'inf') for k,v in r.items()} for r in rows], errors=errors, settings={k: v for k,v in protocol.__dict__.items()}, lpips=lpips_card, notes=notes)
+    part = dict(rows=[{k: (v if k == 'name' or math.isfinite(v) else 'inf') for k,v in r.items()}
+                      for r in rows], errors=errors, settings={k: v for k,v in protocol.__dict__.items()},
+                lpips=lpips_card, notes=notes)
     _write(out/f'part-{shard}-of-{shards}.json', json.dumps(part, allow_nan=False))
     return Evaluation(rows, errors, {})
 
@@ -178,12 +209,16 @@ def merge(
     out = Path(out); found = sorted(out.glob('part-*-of-*.json'))
     if not found: raise ValueError(f'{out} holds no parts: run evaluate with shards first')
     sizes = {int(p.stem.split('-of-')[1]) for p in found}
-    if len(sizes) > 1 or len(found) != max(sizes): raise ValueError(f'{out} holds the parts {[p.stem for p in found]}: all parts of one division are needed')
+    if len(sizes) > 1 or len(found) != max(sizes):
+        raise ValueError(f'{out} holds the parts {[p.stem for p in found]}: all parts of one '
+                         f'division are needed')
     parts = [json.loads(p.read_text(encoding='utf-8')) for p in found]
     for k in ('settings','lpips','notes'):
-        if any(p[k] != parts[0][k] for p in parts): raise ValueError(f'the parts in {out} differ in {k}: they do not belong to one run')
+        if any(p[k] != parts[0][k] for p in parts):
+            raise ValueError(f'the parts in {out} differ in {k}: they do not belong to one run')
     rows = [{k: float(v) if k != 'name' else v for k,v in r.items()} for p in parts for r in p['rows']]
-    return save_evaluation(_make(rows, [e for p in parts for e in p['errors']], Protocol(**parts[0]['settings']), parts[0]['lpips'], parts[0]['notes']), out)
+    return save_evaluation(_make(rows, [e for p in parts for e in p['errors']],
+                                 Protocol(**parts[0]['settings']), parts[0]['lpips'], parts[0]['notes']), out)
 
 # %% ../nbs/18_evaluation.ipynb #e12ff04f
 def read_evaluation(
@@ -191,7 +226,9 @@ def read_evaluation(
 )->list:           # of dict, the pictures that counted
     "The per-image numbers of an earlier evaluation."
     path = Path(path); path = path/'per_image.csv' if path.is_dir() else path
-    with open(path, newline='', encoding='utf-8') as f: return [{k: v if k == 'name' else float(v) for k,v in r.items() if k != 'error'} for r in csv.DictReader(f) if not r['error']]
+    with open(path, newline='', encoding='utf-8') as f:
+        return [{k: v if k == 'name' else float(v) for k,v in r.items() if k != 'error'}
+                for r in csv.DictReader(f) if not r['error']]
 
 class Comparison(NamedTuple):
     "Paired differences B - A of one metric."
@@ -205,7 +242,8 @@ class Comparison(NamedTuple):
     unpaired: list  # names in only one of the two
 
 # %% ../nbs/18_evaluation.ipynb #1b0480db
-LOWER_IS_BETTER = ('lpips', 'params', 'flops', 'runtime')   # beginnings of metric names; higher is better for all others
+# beginnings of metric names; higher is better for all others
+LOWER_IS_BETTER = ('lpips', 'params', 'flops', 'runtime')
 def _sign(metric): return -1 if metric.startswith(LOWER_IS_BETTER) else 1
 
 def compare(
@@ -214,12 +252,16 @@ def compare(
     metric='psnr',   # a column
 )->Comparison:
     "Paired per-image difference of two runs on the same pictures."
-    a,b = ({r['name']: r[metric] for r in (o.rows if isinstance(o, Evaluation) else o if isinstance(o, list) else read_evaluation(o))} for o in (A,B))
+    a,b = ({r['name']: r[metric]
+            for r in (o.rows if isinstance(o, Evaluation) else o if isinstance(o, list)
+                      else read_evaluation(o))} for o in (A,B))
     both = sorted(a.keys() & b.keys())
     if not both: raise ValueError('A and B share no picture: were they evaluated on the same set?')
     d = [(n, b[n]-a[n] if b[n] != a[n] else 0.) for n in both]      # inf - inf is no difference
     v = torch.tensor([x for _,x in d if math.isfinite(x)], dtype=torch.float64)
-    return Comparison(metric, len(both), v.mean().item(), *bootstrap(v), sum(_sign(metric)*x > 0 for _,x in d), sorted(d, key=lambda o: (-abs(o[1]), o[0])), sorted(a.keys() ^ b.keys()))
+    return Comparison(metric, len(both), v.mean().item(), *bootstrap(v),
+                      sum(_sign(metric)*x > 0 for _,x in d), sorted(d, key=lambda o: (-abs(o[1]), o[0])),
+                      sorted(a.keys() ^ b.keys()))
 
 # %% ../nbs/18_evaluation.ipynb #febe7557
 class Matrix(NamedTuple):
@@ -232,7 +274,9 @@ class Matrix(NamedTuple):
 
 # %% ../nbs/18_evaluation.ipynb #eb4f7bf7
 def _digits(metric): return 2 if metric.startswith('psnr') else 3
+
 def _shown(v, metric): return 'identical' if v is None else f'{v:.{_digits(metric)}f}'
+
 def _worth(v, metric): return math.inf if v is None else v*_sign(metric)
 
 def generalisation_matrix(
@@ -244,16 +288,23 @@ def generalisation_matrix(
     **kwargs,         # further arguments of `evaluate`
 )->Matrix:
     "Evaluate every restorer on every data set."
-    cards = {(r,d): evaluate(f, p, protocol, Path(out)/r/d if out else None, method=r, dataset=d, **kwargs).card for r,f in restorers.items() for d,p in datasets.items()}
-    return Matrix(metric, tuple(restorers), tuple(datasets), [[cards[r,d]['values'][metric]['mean'] for d in datasets] for r in restorers], cards)
+    cards = {(r,d): evaluate(f, p, protocol, Path(out)/r/d if out else None, method=r, dataset=d,
+                             **kwargs).card for r,f in restorers.items() for d,p in datasets.items()}
+    return Matrix(metric, tuple(restorers), tuple(datasets),
+                  [[cards[r,d]['values'][metric]['mean'] for d in datasets] for r in restorers], cards)
 
+# %% ../nbs/18_evaluation.ipynb #1cf94c3c
 def matrix_markdown(
     m:Matrix,  # from `generalisation_matrix`
 )->str:        # Markdown
     "The matrix as a table, the best of each column in bold; nothing is better than 'identical'."
     best = [max(_worth(r[j], m.metric) for r in m.values) for j in range(len(m.columns))]
-    cell = lambda v, j: f'**{_shown(v, m.metric)}**' if _worth(v, m.metric) == best[j] else _shown(v, m.metric)
-    return '\n'.join(['| '+' | '.join([m.metric+', restorer on', *m.columns])+' |', '|'+'-|'*(len(m.columns)+1), *('| '+' | '.join([n, *(cell(v,j) for j,v in enumerate(r))])+' |' for n,r in zip(m.rows, m.values))])
+    cell = (lambda v, j: f'**{_shown(v, m.metric)}**' if _worth(v, m.metric) == best[j]
+            else _shown(v, m.metric))
+    return '\n'.join(['| '+' | '.join([m.metric+', restorer on', *m.columns])+' |',
+                      '|'+'-|'*(len(m.columns)+1),
+                      *('| '+' | '.join([n, *(cell(v,j) for j,v in enumerate(r))])+' |'
+                        for n,r in zip(m.rows, m.values))])
 
 # %% ../nbs/18_evaluation.ipynb #35e53f51
 def show_matrix(
@@ -261,12 +312,16 @@ def show_matrix(
 ):             # a matplotlib figure
     "The matrix as a map, numbers in the fields."
     import matplotlib.pyplot as plt
-    v = torch.tensor([[_worth(x, m.metric) for x in r] for r in m.values]); v[v.isinf()] = v[v.isfinite()].amax() if v.isfinite().any() else 0.     # identical: as dark as the best
+    # identical: as dark as the best
+    v = torch.tensor([[_worth(x, m.metric) for x in r] for r in m.values])
+    v[v.isinf()] = v[v.isfinite()].amax() if v.isfinite().any() else 0.
     fig,ax = plt.subplots(figsize=(1.6+.8*len(m.columns), .9+.4*len(m.rows)), dpi=80)
     ax.imshow(v, cmap='Greens', aspect='auto', alpha=.7)
     for i,r in enumerate(m.values):
         for j,x in enumerate(r): ax.text(j, i, _shown(x, m.metric), ha='center', va='center', fontsize=9)
-    ax.set_xticks(range(len(m.columns)), m.columns); ax.set_yticks(range(len(m.rows)), m.rows); ax.set_title(f'{m.metric}: restorer (row) on data set (column)', fontsize=9)
+    ax.set_xticks(range(len(m.columns)), m.columns)
+    ax.set_yticks(range(len(m.rows)), m.rows)
+    ax.set_title(f'{m.metric}: restorer (row) on data set (column)', fontsize=9)
     fig.tight_layout()
     return fig
 
@@ -288,7 +343,10 @@ def collect(
     out = []
     for f in sorted({f for r in runs for f in Path(r).rglob('card.json')}):
         c = json.loads(f.read_text(encoding='utf-8')); n = c.get('notes', {})
-        if {'method','dataset'} <= n.keys(): out.append(Result(n['method'], n['dataset'], n.get('seed', 0), c['protocol'], c['counted'], {k: math.inf if v['mean'] is None and v.get('identical') else v['mean'] for k,v in c['values'].items()}, c))
+        if {'method','dataset'} <= n.keys():
+            out.append(Result(n['method'], n['dataset'], n.get('seed', 0), c['protocol'], c['counted'],
+                              {k: math.inf if v['mean'] is None and v.get('identical') else v['mean']
+                               for k,v in c['values'].items()}, c))
     return out
 
 # %% ../nbs/18_evaluation.ipynb #b6cedae9
@@ -308,8 +366,10 @@ def _cell(results, method, dataset, metric):
     "Mean and deviation over seeds; the average over the ten tasks counts only if all ten are there."
     by = {}
     for r in results:
-        if r.method == method and r.values.get(metric) is not None: by.setdefault(r.seed, {})[r.dataset] = r.values[metric]
-    v = [sum(d[t] for t in TEN)/len(TEN) for d in by.values() if d.keys() >= set(TEN)] if dataset == 'average' else [d[dataset] for d in by.values() if dataset in d]
+        if r.method == method and r.values.get(metric) is not None:
+            by.setdefault(r.seed, {})[r.dataset] = r.values[metric]
+    v = ([sum(d[t] for t in TEN)/len(TEN) for d in by.values() if d.keys() >= set(TEN)]
+         if dataset == 'average' else [d[dataset] for d in by.values() if dataset in d])
     if not v: return None
     v = torch.tensor(v, dtype=torch.float64)
     return Cell(v.mean().item(), v.std().item() if len(v) > 1 and v.isfinite().all() else None, len(v))
@@ -322,24 +382,36 @@ def fill(
 ):                      # (panels, notes): list of `Filled`, list of str
     "The paper's table with our values beside it, and what to know before comparing the two."
     t = PAPER[str(table)]; rs = [r for r in results if r.protocol == protocol]; panels = []
-    if twice := {r[:3] for r in rs if sum(r[:3] == q[:3] for q in rs) > 1}: raise ValueError(f'several results for (method, data set, seed) {sorted(twice)[0]}: collect from fewer folders')
+    if twice := {r[:3] for r in rs if sum(r[:3] == q[:3] for q in rs) > 1}:
+        raise ValueError(f'several results for (method, data set, seed) {sorted(twice)[0]}: collect from '
+                         f'fewer folders')
     for p in t.panels:
         wanted = {r.method for r in p.rows if r.method.startswith(('Ours','w/o'))}
-        here = [r.method for r in p.rows if r.method in wanted] + sorted({r.method for r in rs if any(d == r.dataset for d,_ in p.columns)} - wanted)
+        here = ([r.method for r in p.rows if r.method in wanted]
+                + sorted({r.method for r in rs if any(d == r.dataset for d,_ in p.columns)} - wanted))
         rows = [(r.method, 'paper', [None if v is None else Cell(v) for v in r.values]) for r in p.rows]
-        if table not in ('3',3): rows += [(m, 'here', [_cell(rs, m, d, k) for d,k in p.columns]) for m in here]
+        if table not in ('3',3):
+            rows += [(m, 'here', [_cell(rs, m, d, k) for d,k in p.columns]) for m in here]
         panels.append(Filled(p.name, p.columns, rows))
     return panels, [*t.caveats, *_notes(rs, panels, protocol)]
 
+# %% ../nbs/18_evaluation.ipynb #b80dfd77
 def _notes(results, panels, protocol):
     "What our rows are: protocol, seeds, and test sets smaller than the paper's."
-    cols = {d for p in panels for d,_ in p.columns}; rs = [r for r in results if r.dataset in cols or 'average' in cols]
+    cols = {d for p in panels for d,_ in p.columns}
+    rs = [r for r in results if r.dataset in cols or 'average' in cols]
     if not rs: return ['here: no run has been evaluated for this table yet']
-    few = sorted({f'{r.dataset} {r.images} of {DATASETS_B[r.dataset][2]}' for r in rs if r.dataset in DATASETS_B and r.images != DATASETS_B[r.dataset][2]})
+    few = sorted({f'{r.dataset} {r.images} of {DATASETS_B[r.dataset][2]}'
+                  for r in rs if r.dataset in DATASETS_B and r.images != DATASETS_B[r.dataset][2]})
     some = sorted({f'{r.dataset} {r.images}' for r in rs if r.dataset in cols-DATASETS_B.keys()})
-    cards = sorted({card_line({k: v for k,v in r.card.items() if k not in ('files','counted','errors','notes','data')}) for r in rs})
+    cards = (sorted(
+                 {card_line({k: v for k,v in r.card.items() if k not in ('files','counted','errors','notes',
+                                 'data')}) for r in rs}))
     bad = sum(r.card.get('files', r.images)-r.images for r in rs)
-    return [f'here: {len({r.seed for r in rs})} seed(s), mean ± standard deviation over seeds', *cards] + ([f'pictures: {", ".join(some)}; how many the whole test set has is not known here'] if some else []) + ([f'pictures: not the whole test set, {", ".join(few)}'] if few else []) + ([f'pictures: {bad} could not be used and did not count'] if bad else [])
+    return ([f'here: {len({r.seed for r in rs})} seed(s), mean ± standard deviation over seeds', *cards]
+            + ([f'pictures: {", ".join(some)}; how many the whole test set has is not known here'] if some
+               else []) + ([f'pictures: not the whole test set, {", ".join(few)}'] if few else [])
+            + ([f'pictures: {bad} could not be used and did not count'] if bad else []))
 
 # %% ../nbs/18_evaluation.ipynb #99e56127
 def _text(c, metric):
@@ -356,7 +428,9 @@ def ranks(
     out = [[None]*len(panel.columns) for _ in panel.rows]
     for j,(_,metric) in enumerate(panel.columns):
         if metric == 'pictures': continue
-        v = {i: math.inf if math.isinf(r[2][j].mean) else float(_text(r[2][j], metric).split(' ±')[0])*_sign(metric) for i,r in enumerate(panel.rows) if r[2][j] is not None}
+        v = {i: math.inf if math.isinf(r[2][j].mean)
+             else float(_text(r[2][j], metric).split(' ±')[0])*_sign(metric) for i,r in enumerate(panel.rows)
+             if r[2][j] is not None}
         for place,x in enumerate(sorted(set(v.values()), reverse=True)[:2]):
             for i in v:
                 if v[i] == x: out[i][j] = place
@@ -368,7 +442,9 @@ def _grid(panel, bold, under, missing, escape=str):
     head = [escape(panel.name), '', *(escape(f'{d} {k}'.strip()) for d,k in panel.columns)]
     mark = {0: bold, 1: under, None: lambda s: s}
     blank = dict(paper='–', here=missing)
-    rows = [[escape(m), s, *(blank[s] if c is None else mark[p](_text(c,k)) for c,p,(_,k) in zip(cells, ps, panel.columns))] for (m,s,cells),ps in zip(panel.rows, ranks(panel))]
+    rows = [[escape(m), s,
+             *(blank[s] if c is None else mark[p](_text(c,k)) for c,p,(_,k) in zip(cells, ps, panel.columns))]
+            for (m,s,cells),ps in zip(panel.rows, ranks(panel))]
     return head, rows
 
 def table_markdown(
@@ -379,11 +455,14 @@ def table_markdown(
     panels,notes = fill(table, *args); out = [f'**Table {table}. {PAPER[str(table)].title}**']
     for p in panels:
         head,rows = _grid(p, '**{}**'.format, '<u>{}</u>'.format, 'missing', lambda s: s.replace('*', '\\*'))
-        out += ['', '| '+' | '.join(head)+' |', '|-|-|'+'-:|'*len(p.columns), *('| '+' | '.join(r)+' |' for r in rows)]
+        out += ['', '| '+' | '.join(head)+' |', '|-|-|'+'-:|'*len(p.columns),
+                *('| '+' | '.join(r)+' |' for r in rows)]
     return '\n'.join([*out, '', *(f'- {n}' for n in notes)])
 
 # %% ../nbs/18_evaluation.ipynb #b7284d2b
-_TEX = {'\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '$': r'\$', '#': r'\#', '_': r'\_', '{': r'\{', '}': r'\}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
+_TEX = {'\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '$': r'\$', '#': r'\#', '_': r'\_', '{': r'\{',
+        '}': r'\}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
+
 def _tex(s): return ''.join(_TEX.get(c, c) for c in str(s))
 
 def table_latex(
@@ -391,20 +470,29 @@ def table_latex(
     *args,  # results and protocol, as for `fill`
 )->str:     # LaTeX, needs booktabs
     "The filled table in LaTeX, a `tabular` per panel and the caveats as a note."
-    panels,notes = fill(table, *args); out = [r'\begin{table}[t]\centering\small', rf'\caption{{{_tex(PAPER[str(table)].title)}}}\label{{tab:{table}}}']
+    panels,notes = fill(table, *args)
+    out = [r'\begin{table}[t]\centering\small',
+           rf'\caption{{{_tex(PAPER[str(table)].title)}}}\label{{tab:{table}}}']
     for p in panels:
         head,rows = _grid(p, r'\textbf{{{}}}'.format, r'\underline{{{}}}'.format, r'\emph{missing}', _tex)
         body = [' & '.join(r).replace('±', r'$\pm$').replace('–', '--')+r' \\' for r in rows]
-        out += [r'\begin{tabular}{ll'+'r'*len(p.columns)+'}', r'\toprule', ' & '.join(head)+r' \\', r'\midrule', *body, r'\bottomrule', r'\end{tabular}', '']
+        out += [r'\begin{tabular}{ll'+'r'*len(p.columns)+'}', r'\toprule', ' & '.join(head)+r' \\',
+                r'\midrule', *body, r'\bottomrule', r'\end{tabular}', '']
     return '\n'.join([*out, r'\par\footnotesize '+' '.join(_tex(n)+'.' for n in notes), r'\end{table}'])
 
+# %% ../nbs/18_evaluation.ipynb #399f6259
 def table_csv(
     table,  # a key of `PAPER`
     *args,  # results and protocol, as for `fill`
 )->str:     # CSV, one number a line
     "The filled table in long form: table, panel, method, source, data set, metric, mean, std, seeds."
-    buf = io.StringIO(); w = csv.writer(buf, lineterminator='\n'); w.writerow(['table','panel','method','source','dataset','metric','mean','std','seeds'])
-    for p in fill(table, *args)[0]: w.writerows([table, p.name, m, s, d, k, *(['missing','',''] if c is None else [repr(c.mean), '' if c.std is None else repr(c.std), c.n])] for m,s,cells in p.rows for c,(d,k) in zip(cells, p.columns))
+    buf = io.StringIO(); w = csv.writer(buf, lineterminator='\n')
+    w.writerow(['table','panel','method','source','dataset','metric','mean','std','seeds'])
+    for p in fill(table, *args)[0]:
+        w.writerows([table, p.name, m, s, d, k,
+                     *(['missing','',''] if c is None
+                       else [repr(c.mean), '' if c.std is None else repr(c.std), c.n])]
+                    for m,s,cells in p.rows for c,(d,k) in zip(cells, p.columns))
     return buf.getvalue()
 
 # %% ../nbs/18_evaluation.ipynb #8f5c8d26

@@ -41,7 +41,9 @@ def shrink(
     h,w = img.shape[1:]; s = min(h,w); b,a = (min(n, 4*s//3) for n in (h,w))
     img = img[:, (h-b)//2:(h-b)//2+b, (w-a)//2:(w-a)//2+a]; r = side/s
     if r >= 1: return img
-    return torch.from_numpy(np.array(Image.fromarray(to_uint8(img)).resize((max(1,round(a*r)), max(1,round(b*r))), Image.BOX))).permute(2,0,1).float()/255
+    return torch.from_numpy(
+        np.array(Image.fromarray(to_uint8(img)).resize((max(1,round(a*r)), max(1,round(b*r))),
+                                                       Image.BOX))).permute(2,0,1).float()/255
 
 # %% ../nbs/17c_explore.ipynb #80599b9a
 def middle(
@@ -52,6 +54,7 @@ def middle(
     a,b = (max(0, (n-side)//2) for n in img.shape[1:])
     return img[:, a:a+side, b:b+side]
 
+# %% ../nbs/17c_explore.ipynb #f51ecf53
 @torch.no_grad()
 def make_scene(
     R:Restorer,      # its network has a clock
@@ -62,9 +65,11 @@ def make_scene(
     side:int=192,    # shorter side of what is shown
 )->Scene:
     "Degrade a picture and find its matching curve (on the middle 128 pixels, for speed)."
-    if not hasattr(R.net, 'schedule'): raise ValueError(f'{type(R.net).__name__} has no clock: there is no t to explore')
+    if not hasattr(R.net, 'schedule'):
+        raise ValueError(f'{type(R.net).__name__} has no clock: there is no t to explore')
     x = shrink(check_images(img[None], 'img')[0], side)
-    y = degrade(x[None], task, rng(seed, 'explore', task), STRENGTHS[task].source if strength is None else strength)[0][0] if task else x
+    y = degrade(x[None], task, rng(seed, 'explore', task),
+                STRENGTHS[task].source if strength is None else strength)[0][0] if task else x
     e = R.estimator.estimate(y) if R.estimator is not None else None
     if task is None: return Scene(x, y, None, None, (e.t if e else 0) or 1, e)
     curve = match_curve(R.net, middle(x)[None], middle(y)[None])
@@ -89,7 +94,8 @@ def look_at(
     check_steps(t, R.T); eps = torch.randn(s.x[None].shape, generator=rng(seed, 'explore', 'eps'))
     z = add_noise(s.x[None], torch.tensor([t]), eps, R.net.schedule)[0]
     out = R.net(s.y[None], t)[0].clamp(0,1)
-    return Look(z, float(R.net.schedule.levels[t]), out, expert_usage(R.net) if any(isinstance(m, MoE) for m in R.net.modules()) else {})
+    return Look(z, float(R.net.schedule.levels[t]), out,
+                expert_usage(R.net) if any(isinstance(m, MoE) for m in R.net.modules()) else {})
 
 # %% ../nbs/17c_explore.ipynb #583b951d
 def as_png(
@@ -115,11 +121,18 @@ def draw_curve(
 )->bytes:     # a PNG
     "The matching curve, its minimum, and the slider's place on it; the dotted line is the distance of the degraded picture, on the same pixels."
     fig,ax = _figure(4.6, 2.3)
-    if s.curve is None: ax.axis('off'); ax.text(.5, .5, 'Choose a degradation: without one the clean picture\nis unknown, and with it the distance to it', ha='center', va='center', fontsize=9)
+    if s.curve is None:
+        ax.axis('off')
+        ax.text(.5, .5, 'Choose a degradation: without one the clean picture\nis unknown, and with it the '
+                'distance to it', ha='center', va='center', fontsize=9)
     else:
-        ax.plot(range(1, len(s.curve)+1), s.curve, lw=1.2); ax.axhline(middle(s.y-s.x).square().mean(), c='k', ls=':', lw=.8, label='degraded')
-        ax.plot(s.t, s.curve[s.t-1], 'o', label=f't* = {s.t}'); ax.axvline(t, c='tab:red', lw=.8, label=f't = {t}')
-        ax.set(xlabel='t', ylabel='MSE to the clean one', title='Where the answer comes nearest', yscale='log'); ax.legend(fontsize=8)
+        ax.plot(range(1, len(s.curve)+1), s.curve, lw=1.2)
+        ax.axhline(middle(s.y-s.x).square().mean(), c='k', ls=':', lw=.8, label='degraded')
+        ax.plot(s.t, s.curve[s.t-1], 'o', label=f't* = {s.t}')
+        ax.axvline(t, c='tab:red', lw=.8, label=f't = {t}')
+        ax.set(xlabel='t', ylabel='MSE to the clean one', title='Where the answer comes nearest',
+               yscale='log')
+        ax.legend(fontsize=8)
     return _png(fig)
 
 # %% ../nbs/17c_explore.ipynb #cdf07552
@@ -128,10 +141,12 @@ def draw_usage(
 )->bytes:        # a PNG
     "Which experts this picture uses: a row for each site, a column for each expert."
     fig,ax = _figure(4.6, 2.3)
-    if not usage: ax.axis('off'); ax.text(.5, .5, 'This network has no experts', ha='center', va='center', fontsize=9)
+    if not usage:
+        ax.axis('off'); ax.text(.5, .5, 'This network has no experts', ha='center', va='center', fontsize=9)
     else:
         m = torch.stack(list(usage.values())); ax.imshow(m, cmap='Blues', vmin=0, vmax=1, aspect='auto')
-        ax.set(xlabel='expert', ylabel='site, from first to last', title='Experts at work', xticks=range(m.shape[1]))
+        ax.set(xlabel='expert', ylabel='site, from first to last', title='Experts at work',
+               xticks=range(m.shape[1]))
     return _png(fig)
 
 def curtain(
@@ -147,12 +162,16 @@ def curtain(
 # %% ../nbs/17c_explore.ipynb #1a90c0e9
 def _controls(W, photos, T):
     "What one can choose."
-    wide, slow = dict(style={'description_width':'5.5em'}, layout=W.Layout(width='30em')), dict(continuous_update=False)
+    wide, slow = (dict(style={'description_width':'5.5em'}, layout=W.Layout(width='30em')),
+                  dict(continuous_update=False))
     return SimpleNamespace(
-        photo=W.Dropdown(options=list(photos), description='picture', **wide), upload=W.FileUpload(accept='image/*', multiple=False, description='your own'),
+        photo=W.Dropdown(options=list(photos), description='picture', **wide),
+        upload=W.FileUpload(accept='image/*', multiple=False, description='your own'),
         task=W.Dropdown(options=['as it is', *TASKS], value='noisy', description='damage', **wide),
-        strength=W.FloatSlider(min=0., max=1., step=.01, description='strength', **wide, **slow), t=W.IntSlider(min=0, max=T, value=1, description='t', **wide),
-        at=W.FloatSlider(min=0., max=1., value=.5, step=.01, readout=False, description='curtain', **wide), say=W.HTML())
+        strength=W.FloatSlider(min=0., max=1., step=.01, description='strength', **wide, **slow),
+        t=W.IntSlider(min=0, max=T, value=1, description='t', **wide),
+        at=W.FloatSlider(min=0., max=1., value=.5, step=.01, readout=False, description='curtain', **wide),
+        say=W.HTML())
 
 def _screens(W):
     "What there is to see."
@@ -177,7 +196,9 @@ def refresh(app):
     "A new picture, degradation or strength: a new scene, and the clock goes to t*."
     w = app.controls; task = None if w.task.value == 'as it is' else w.task.value
     w.strength.disabled = task is None
-    try: img = _uploaded(w.upload.value) if w.upload.value else app.photos[w.photo.value or next(iter(app.photos))]
+    try:
+        img = (_uploaded(w.upload.value) if w.upload.value
+               else app.photos[w.photo.value or next(iter(app.photos))])
     except ImageError as e: w.say.value = f'<b>{_safe(e)}</b>'; return
     app.scene = make_scene(app.restorer, img, task, w.strength.value if task else None)
     app.screens.x.value, app.screens.y.value = as_png(app.scene.x), as_png(app.scene.y)
@@ -190,8 +211,10 @@ def _safe(text): return str(text).replace('&','&amp;').replace('<','&lt;').repla
 def redraw(app):
     "A new t: everything that depends on it."
     s, t, v = app.scene, app.controls.t.value, app.screens; app.look = o = look_at(app.restorer, s, t)
-    v.forward.value, v.estimate.value, v.curve.value, v.usage.value = as_png(o.forward), as_png(o.estimate), draw_curve(s, t), draw_usage(o.usage)
-    guess = f'The estimator says: {s.estimate.task} ({s.estimate.sure:.0%} sure), t* = {s.estimate.t}. ' if s.estimate else ''
+    v.forward.value, v.estimate.value, v.curve.value, v.usage.value = (as_png(o.forward), as_png(o.estimate),
+        draw_curve(s, t), draw_usage(o.usage))
+    guess = (f'The estimator says: {s.estimate.task} ({s.estimate.sure:.0%} sure), t* = {s.estimate.t}. '
+             if s.estimate else '')
     best = f'The curve is lowest at t* = {s.t}. ' if s.curve is not None else ''
     app.controls.say.value = _safe(f'{guess}{best}Noise at t = {t}: s = {o.level:.3f}.')
     pull(app)
@@ -208,18 +231,22 @@ def _either(app):
         if w.upload.value and w.photo.value: w.upload.value = ()        # calls `own`
         elif w.photo.value: refresh(app)
     def own(_):
-        if w.upload.value: w.photo.value = None                         # so that any picture of the list is a new choice
+        if w.upload.value: w.photo.value = None  # so that any picture of the list is a new choice
         refresh(app)
     w.photo.observe(choose, 'value'); w.upload.observe(own, 'value')
 
 # %% ../nbs/17c_explore.ipynb #7678fc24
 def _layout(W, w, v):
     "Controls above, pictures below."
-    def card(title, *what, width): return W.VBox([W.HTML(f'<b>{title}</b>'), *what], layout=W.Layout(width=width, padding='4px'))
+    def card(title, *what, width):
+        return W.VBox([W.HTML(f'<b>{title}</b>'), *what], layout=W.Layout(width=width, padding='4px'))
     row = lambda *cards: W.HBox(list(cards), layout=W.Layout(max_width='75em'))
     return W.VBox([W.HBox([w.photo, w.upload]), W.HBox([w.task, w.strength]), W.HBox([w.t, w.at]), w.say,
-        row(card('chosen', v.x, width='25%'), card('degraded', v.y, width='25%'), card('forward process: chosen + s·ε', v.forward, width='25%'), card('estimate of the network at t', v.estimate, width='25%')),
-        row(card('before | after', v.curtain, width='33%'), card('matching curve', v.curve, width='33%'), card('experts', v.usage, width='33%'))])
+        row(card('chosen', v.x, width='25%'), card('degraded', v.y, width='25%'),
+            card('forward process: chosen + s·ε', v.forward, width='25%'),
+            card('estimate of the network at t', v.estimate, width='25%')),
+        row(card('before | after', v.curtain, width='33%'), card('matching curve', v.curve, width='33%'),
+            card('experts', v.usage, width='33%'))])
 
 # %% ../nbs/17c_explore.ipynb #57996c90
 def explore(
@@ -228,13 +255,18 @@ def explore(
 ):                           # a widget; the parts of it under `.app`
     "A panel for JupyterLab: choose a picture and its damage, turn the clock, pull the curtain."
     try: import ipywidgets as W
-    except ImportError: raise ImportError('explore needs ipywidgets: pip install "dtir_nb[explore]", and JupyterLab') from None
+    except ImportError:
+        raise ImportError('explore needs ipywidgets: pip install "dtir_nb[explore]", and '
+                          'JupyterLab') from None
     R = restorer or pretrained(); photos = photos or {p.name: p.image for p in embedded_photos('all')}
-    app = SimpleNamespace(restorer=R, photos=photos, controls=_controls(W, photos, R.T), screens=_screens(W)); w = app.controls
+    app = SimpleNamespace(restorer=R, photos=photos, controls=_controls(W, photos, R.T), screens=_screens(W))
+    w = app.controls
     def damage(_):
         if w.task.value == 'as it is': return refresh(app)
         low, most, step, start = _strengths(w.task.value); same = w.strength.value == start
-        with w.strength.hold_trait_notifications(): w.strength.min, w.strength.max, w.strength.step, w.strength.value = min(low, w.strength.min), max(most, w.strength.max), step, start
+        with w.strength.hold_trait_notifications():
+            w.strength.min, w.strength.max, w.strength.step, w.strength.value = (min(low, w.strength.min),
+                max(most, w.strength.max), step, start)
         w.strength.min, w.strength.max = low, most
         if same: refresh(app)
     w.t.observe(lambda _: redraw(app), 'value'); w.at.observe(lambda _: pull(app), 'value')

@@ -43,8 +43,10 @@ def _prepare(net, t):
     "A copy of nothing: the network in a wrapper, an example to trace, and the names of its inputs."
     if t is not None: check_steps(t, getattr(net, 'T', 1000), 't')
     d, m = Deployed(net, t).cpu(), grid_of(net)
-    img = torch.rand(2, 3, 5*m+(m>1)*(m//2+1), 6*m+(m>1), generator=torch.Generator().manual_seed(0)) if m > 1 else torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    return d, ((img,) if t is not None else (img, torch.tensor([1,2]))), ['img'] if t is not None else ['img','t']
+    img = (torch.rand(2, 3, 5*m+(m>1)*(m//2+1), 6*m+(m>1), generator=torch.Generator().manual_seed(0))
+           if m > 1 else torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)))
+    return (d, ((img,) if t is not None else (img, torch.tensor([1,2]))), ['img'] if t is not None
+            else ['img','t'])
 
 @contextmanager
 def _dense(net):
@@ -76,9 +78,12 @@ def export_onnx(
     shapes = dict(img={0: free, 2: free, 3: free}, **({'t': {0: free}} if t is None else {}))
     with warnings.catch_warnings(), whole(path) as tmp:
         warnings.simplefilter('ignore')
-        program = torch.onnx.export(d, args, dynamo=True, opset_version=opset, dynamic_shapes=shapes, input_names=names, output_names=['restored'], verbose=False)
+        program = torch.onnx.export(d, args, dynamo=True, opset_version=opset, dynamic_shapes=shapes,
+                                    input_names=names, output_names=['restored'], verbose=False)
         proto = program.model_proto
-        onnx.helper.set_model_props(proto, dict(range='[0,1]', layout='NCHW, RGB', grid=str(grid_of(net)), **{k: json.dumps(v) for k,v in notes.items()}))
+        onnx.helper.set_model_props(proto,
+                                    dict(range='[0,1]', layout='NCHW, RGB', grid=str(grid_of(net)),
+                                         **{k: json.dumps(v) for k,v in notes.items()}))
         tmp.write_bytes(proto.SerializeToString())
     return Path(path)
 
@@ -93,7 +98,8 @@ def export_torchscript(
     d, args, _ = _prepare(net, t)
     with torch.no_grad(), warnings.catch_warnings(), _dense(net), whole(path) as tmp:
         warnings.simplefilter('ignore')
-        torch.jit.trace(d, args, check_trace=False).save(str(tmp), _extra_files={'notes.json': json.dumps(notes)})
+        torch.jit.trace(d, args, check_trace=False).save(str(tmp),
+                                                         _extra_files={'notes.json': json.dumps(notes)})
     return Path(path)
 
 # %% ../nbs/17b_exporting.ipynb #76232150
@@ -104,8 +110,11 @@ def runner(
     if Path(path).suffix == '.onnx':
         need('onnxruntime')
         import onnxruntime as ort
-        s = ort.InferenceSession(str(path), providers=['CPUExecutionProvider']); names = [i.name for i in s.get_inputs()]
-        return lambda img, t=None: torch.from_numpy(s.run(None, {'img': img.numpy(), **({'t': torch.full((len(img),), t).numpy()} if 't' in names else {})})[0])
+        s = ort.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+        names = [i.name for i in s.get_inputs()]
+        return lambda img, t=None: torch.from_numpy(
+            s.run(None, {'img': img.numpy(),
+                         **({'t': torch.full((len(img),), t).numpy()} if 't' in names else {})})[0])
     with warnings.catch_warnings(): warnings.simplefilter('ignore'); f = torch.jit.load(str(path))
     return lambda img, t=None: f(img) if t is None else f(img, torch.full((len(img),), t))
 
@@ -125,5 +134,7 @@ def check_export(
         for k in ([1, 2, getattr(net,'T',50)//2] if t is None else [t]):
             gaps.append((run(x, k if t is None else None)-net(x, k).clamp(0,1)).abs().max())
     worst = torch.stack(gaps).max().item()                              # NaN if there is one
-    if not worst <= tolerance: raise ValueError(f'{path} differs from the network by {worst:.2g}, more than {tolerance:g}: do not use it, and tell us about the backbone')
+    if not worst <= tolerance:
+        raise ValueError(f'{path} differs from the network by {worst:.2g}, more than {tolerance:g}: do not '
+                         f'use it, and tell us about the backbone')
     return worst

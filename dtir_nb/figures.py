@@ -25,12 +25,15 @@ def radar(
 ):                   # a matplotlib figure
     "Methods as polygons over several axes, each axis scaled from its worst to its best value (Fig. 1)."
     import matplotlib.pyplot as plt
-    if bad := [m for m,v in values.items() if len(v) != len(labels)]: raise ValueError(f'{bad[0]} has {len(values[bad[0]])} values for {len(labels)} labels')
-    v = torch.tensor([[math.nan if x is None else x for x in o] for o in values.values()])*(1 if higher else -1)
+    if bad := [m for m,v in values.items() if len(v) != len(labels)]:
+        raise ValueError(f'{bad[0]} has {len(values[bad[0]])} values for {len(labels)} labels')
+    v = torch.tensor([[math.nan if x is None else x for x in o] for o in values.values()])*(1
+        if higher else -1)
     r = unit_axes(v, margin); ang = torch.arange(len(labels)+1)*2*math.pi/len(labels)
     fig,ax = plt.subplots(figsize=(4.2,3.2), subplot_kw=dict(projection='polar'), dpi=46)
     for name,o in zip(values, r): ax.plot(ang, torch.cat([o,o[:1]]), label=name, lw=1.2)
-    best = [f'{l}\n{(x if higher else -x):.4g}' for l,x in zip(labels, v.nan_to_num(-math.inf).max(0).values.tolist())]
+    best = [f'{l}\n{(x if higher else -x):.4g}'
+            for l,x in zip(labels, v.nan_to_num(-math.inf).max(0).values.tolist())]
     ax.set_xticks(ang[:-1], best, fontsize=7); ax.set_yticks([]); ax.set_ylim(0,1.02)
     ax.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1.15,1.1)); fig.tight_layout()
     return fig
@@ -49,13 +52,18 @@ def features_at(
 )->dict:       # name -> its output, detached
     "Outputs of named layers during one forward pass."
     mods, seen = dict(net.named_modules()), {}
-    if unknown := [n for n in names if n not in mods]: raise ValueError(f'net has no module {unknown[0]!r}: names come from net.named_modules()')
-    hooks = [mods[n].register_forward_hook(lambda m, a, o, n=n: seen.__setitem__(n, (o[0] if isinstance(o, tuple) else o).detach())) for n in names]
+    if unknown := [n for n in names if n not in mods]:
+        raise ValueError(f'net has no module {unknown[0]!r}: names come from net.named_modules()')
+    hooks = [mods[n].register_forward_hook(lambda m, a, o,
+                                           n=n: seen.__setitem__(n,
+                                               (o[0] if isinstance(o, tuple) else o).detach()))
+             for n in names]
     try:
         with torch.no_grad(): net(img) if t is None else net(img, t)
     finally:
         for h in hooks: h.remove()
-    if silent := [n for n in names if n not in seen]: raise ValueError(f'{silent[0]!r} was not called: it lies on a path that this input does not take')
+    if silent := [n for n in names if n not in seen]:
+        raise ValueError(f'{silent[0]!r} was not called: it lies on a path that this input does not take')
     return {n: seen[n] for n in names}
 
 # %% ../nbs/18a_figures.ipynb #0e461b7d
@@ -70,7 +78,8 @@ def feature_maps(
     maps = [f[0].abs().mean(0) for f in features_at(net, img, t, names).values()]
     fig,axs = plt.subplots(1, len(maps)+1, figsize=(1.1*(len(maps)+1),1.2), dpi=50)
     axs[0].imshow(img[0].clamp(0,1).permute(1,2,0).cpu()); axs[0].set_title('input', fontsize=7)
-    for ax,m,n in zip(axs[1:], maps, names): ax.imshow(m.cpu(), cmap='magma'); ax.set_title(n.split('net.')[-1], fontsize=7)
+    for ax,m,n in zip(axs[1:], maps, names):
+        ax.imshow(m.cpu(), cmap='magma'); ax.set_title(n.split('net.')[-1], fontsize=7)
     for ax in axs: ax.axis('off')
     fig.tight_layout(pad=.3)
     return fig
@@ -83,6 +92,7 @@ class Embedding(NamedTuple):
     features: Tensor    # (N,C), the layer's spatial means, standardised
     silhouette: float   # of the labels in feature space, -1 … 1
 
+# %% ../nbs/18a_figures.ipynb #53cd55a3
 def embed(
     net,             # a network net(img, t)
     images:dict,     # task -> pictures (N,3,H,W)
@@ -95,9 +105,12 @@ def embed(
     from sklearn.manifold import TSNE
     from sklearn.metrics import silhouette_score
     step = lambda task: steps[task] if isinstance(steps, dict) else steps
-    f = [features_at(net, x, torch.full((len(x),), step(k), device=x.device), [layer])[layer].float().mean((2,3)).cpu() for k,x in images.items()]
-    labels = tuple(k for k,o in zip(images, f) for _ in o); f = torch.cat(f); f = (f-f.mean(0))/f.std(0).clamp(min=1e-8)
-    if perplexity >= len(f): raise ValueError(f'perplexity is {perplexity} for {len(f)} pictures: it has to be smaller')
+    f = [features_at(net, x, torch.full((len(x),), step(k), device=x.device),
+                     [layer])[layer].float().mean((2,3)).cpu() for k,x in images.items()]
+    labels = tuple(k for k,o in zip(images, f) for _ in o)
+    f = torch.cat(f); f = (f-f.mean(0))/f.std(0).clamp(min=1e-8)
+    if perplexity >= len(f):
+        raise ValueError(f'perplexity is {perplexity} for {len(f)} pictures: it has to be smaller')
     p = TSNE(2, perplexity=perplexity, init='pca', random_state=seed).fit_transform(f.numpy())
     return Embedding(torch.from_numpy(p), labels, f, float(silhouette_score(f.numpy(), labels)))
 
@@ -109,8 +122,10 @@ def show_embeddings(
     import matplotlib.pyplot as plt
     fig,axs = plt.subplots(1, len(embeddings), figsize=(2.6*len(embeddings)+1,2.4), squeeze=False, dpi=80)
     for ax,(title,e) in zip(axs[0], embeddings.items()):
-        for k in dict.fromkeys(e.labels): ax.scatter(*e.points[torch.tensor([l == k for l in e.labels])].T, s=8, label=k)
-        ax.set_title(f'{title}\nsilhouette {e.silhouette:.2f}', fontsize=8); ax.set_xticks([]); ax.set_yticks([])
+        for k in dict.fromkeys(e.labels):
+            ax.scatter(*e.points[torch.tensor([l == k for l in e.labels])].T, s=8, label=k)
+        ax.set_title(f'{title}\nsilhouette {e.silhouette:.2f}', fontsize=8)
+        ax.set_xticks([]); ax.set_yticks([])
     axs[0,-1].legend(fontsize=6, loc='center left', bbox_to_anchor=(1,.5)); fig.tight_layout()
     return fig
 
@@ -124,7 +139,9 @@ def forgetting(
 
 def _square(history):
     h = torch.tensor([[math.nan if x is None else float(x) for x in r] for r in history], dtype=torch.float64)
-    if h.ndim != 2 or h.shape[0] != h.shape[1]: raise ValueError(f'history has shape {tuple(h.shape)}: it is stages × tasks, one task more at each stage')
+    if h.ndim != 2 or h.shape[0] != h.shape[1]:
+        raise ValueError(f'history has shape {tuple(h.shape)}: it is stages × tasks, one task more '
+                         f'at each stage')
     return h
 
 # %% ../nbs/18a_figures.ipynb #4024908c
@@ -140,7 +157,9 @@ def incremental_curve(
     fig,ax = plt.subplots(figsize=(4.6,2.4), dpi=80)
     for j,n in enumerate(names): ax.plot(range(j+1,K+1), h[j:,j], 'o-', ms=3, lw=1, label=n)
     ax.plot(range(1,K+1), [h[k,:k+1].mean() for k in range(K)], 'k--', lw=2, label='mean so far')
-    ax.set(xlabel='stage', ylabel=metric); ax.set_xticks(range(1,K+1)); ax.legend(fontsize=6, bbox_to_anchor=(1,1)); fig.tight_layout()
+    ax.set(xlabel='stage', ylabel=metric)
+    ax.set_xticks(range(1,K+1))
+    ax.legend(fontsize=6, bbox_to_anchor=(1,1)); fig.tight_layout()
     return fig
 
 # %% ../nbs/18a_figures.ipynb #8b523d76
@@ -153,14 +172,18 @@ def sensitivity(
 ):                    # a matplotlib figure
     "A metric against a hyper-parameter, mean and standard deviation over seeds, a star at the best value (Fig. 9)."
     import matplotlib.pyplot as plt
-    if bad := [n for n,(x,y) in curves.items() if len(x) != len(y)]: raise ValueError(f'{bad[0]} has {len(curves[bad[0]][0])} parameter values and {len(curves[bad[0]][1])} results')
+    if bad := [n for n,(x,y) in curves.items() if len(x) != len(y)]:
+        raise ValueError(f'{bad[0]} has {len(curves[bad[0]][0])} parameter values and '
+                         f'{len(curves[bad[0]][1])} results')
     fig,ax = plt.subplots(figsize=(3.6,2.2), dpi=80)
     for name,(x,y) in curves.items():
         y = torch.as_tensor(y, dtype=torch.float64); y = y[:,None] if y.ndim == 1 else y
         m = y.mean(1); best = int((m if higher else -m).argmax())
-        ax.errorbar(x, m, yerr=y.std(1) if y.shape[1] > 1 else None, marker='o', ms=3, lw=1, capsize=2, label=name)
+        ax.errorbar(x, m, yerr=y.std(1) if y.shape[1] > 1 else None, marker='o', ms=3, lw=1,
+                    capsize=2, label=name)
         ax.plot(x[best], m[best], '*', ms=10, color='k')
-    if log: ax.set_xscale('symlog', linthresh=min((abs(v) for x,_ in curves.values() for v in x if v), default=1))
+    if log:
+        ax.set_xscale('symlog', linthresh=min((abs(v) for x,_ in curves.values() for v in x if v), default=1))
     ax.set(xlabel=xlabel, ylabel=ylabel); ax.legend(fontsize=7); fig.tight_layout()
     return fig
 
@@ -172,7 +195,8 @@ def zoom(
 )->Tensor:       # (3, factor·height, factor·width)
     "An enlarged crop without any smoothing."
     top,left,h,w = box; H,W = img.shape[-2:]
-    if min(box) < 0 or min(h,w) < 1 or top+h > H or left+w > W: raise ValueError(f'box {tuple(box)} (top, left, height, width) does not fit a picture of {H}×{W}')
+    if min(box) < 0 or min(h,w) < 1 or top+h > H or left+w > W:
+        raise ValueError(f'box {tuple(box)} (top, left, height, width) does not fit a picture of {H}×{W}')
     return img[:,top:top+h,left:left+w].repeat_interleave(factor, 1).repeat_interleave(factor, 2)
 
 def zoom_grid(
@@ -184,8 +208,10 @@ def zoom_grid(
     import matplotlib.pyplot as plt
     fig,axs = plt.subplots(2, len(images), figsize=(size*len(images),size*2.05), squeeze=False, dpi=60)
     for (a,b),(n,x) in zip(axs.T, images.items()):
-        for ax,o in ((a,x), (b,zoom(x,box))): ax.imshow(o.detach().clamp(0,1).permute(1,2,0).cpu(), interpolation='nearest'); ax.axis('off')
-        a.add_patch(plt.Rectangle((box[1]-.5,box[0]-.5), box[3], box[2], fill=False, color='red', lw=1)); a.set_title(n, fontsize=7)
+        for ax,o in ((a,x), (b,zoom(x,box))):
+            ax.imshow(o.detach().clamp(0,1).permute(1,2,0).cpu(), interpolation='nearest'); ax.axis('off')
+        a.add_patch(plt.Rectangle((box[1]-.5,box[0]-.5), box[3], box[2], fill=False, color='red', lw=1))
+        a.set_title(n, fontsize=7)
     fig.tight_layout(pad=.3)
     return fig
 
@@ -199,7 +225,8 @@ def show_compared(
 ):               # a matplotlib figure
     "Input, A, B and truth of the pictures that differ most, one row each."
     by = {p.name: p for p in pairs}; rows = [(name,d) for name,d in comparison.pictures if name in by][:n]
-    if not rows: raise ValueError('pairs holds none of the compared pictures: pass the pairs that both runs restored')
+    if not rows:
+        raise ValueError('pairs holds none of the compared pictures: pass the pairs that both runs restored')
     imgs,titles = [],[]
     for name,d in rows:
         lq,gt = load_pair(by[name]); a,b = (load_image(Path(o)/'pictures'/output_name(name)) for o in (A,B))
@@ -218,6 +245,8 @@ def error_maps(
     e = {n: (x-truth).abs().mean(0) for n,x in outputs.items()}
     top = top or float(np.quantile(torch.stack(list(e.values())).numpy(), .995)) or 1.
     fig,axs = plt.subplots(1, len(e), figsize=(size*len(e)+.5,size*1.1), squeeze=False, dpi=64)
-    for ax,(n,m) in zip(axs[0], e.items()): im = ax.imshow(m, cmap='inferno', vmin=0, vmax=top); ax.set_title(f'{n}: {m.mean():.3f}', fontsize=7); ax.axis('off')
+    for ax,(n,m) in zip(axs[0], e.items()):
+        im = ax.imshow(m, cmap='inferno', vmin=0, vmax=top)
+        ax.set_title(f'{n}: {m.mean():.3f}', fontsize=7); ax.axis('off')
     fig.colorbar(im, ax=list(axs[0]), fraction=.04).ax.tick_params(labelsize=6)
     return fig

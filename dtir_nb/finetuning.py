@@ -36,8 +36,11 @@ def steps_of(
     t_star,        # one step for all, or {task: step}
 )->Tensor:         # (B,) int64
     "The matching time step of each picture of a batch."
-    if not isinstance(t_star, dict): return torch.full((len(batch.x),), check_steps(t_star, 2**31, 't_star'), device=batch.x.device)
-    if batch.task is None: raise ValueError('t_star is a dict of tasks, but the batch does not say which task its pictures belong to')
+    if not isinstance(t_star, dict):
+        return torch.full((len(batch.x),), check_steps(t_star, 2**31, 't_star'), device=batch.x.device)
+    if batch.task is None:
+        raise ValueError('t_star is a dict of tasks, but the batch does not say which task its '
+                         'pictures belong to')
     lost = [k for k in batch.task if k not in t_star]
     if lost: raise ValueError(f't_star has no step for task {lost[0]!r}; it knows {", ".join(t_star)}')
     return torch.tensor([t_star[k] for k in batch.task], device=batch.x.device)
@@ -81,8 +84,12 @@ def _check_config(c):
     orders = c.order if isinstance(c.order, tuple) else (c.order,)
     if not orders or set(orders)-{1,2}: raise no('order', 'take 1, 2 or (1,2)')
     if not 0 <= c.rate < 1: raise no('rate', 'a decay rate lies in [0,1); 0 switches the decay off')
-    if c.project and c.lam_orth: raise no('project', f'projection stands in for the orthogonality loss; set lam_orth=0 (it is {c.lam_orth})')
-    if (c.lam_orth or c.project) and not (c.mu and c.mix): raise no('mix' if c.mu else 'mu', 'without generation there is nothing to be orthogonal to; set lam_orth=0 and project=False')
+    if c.project and c.lam_orth:
+        raise no('project', f'projection stands in for the orthogonality loss; set lam_orth=0 (it is '
+                 f'{c.lam_orth})')
+    if (c.lam_orth or c.project) and not (c.mu and c.mix):
+        raise no('mix' if c.mu else 'mu', 'without generation there is nothing to be orthogonal to; set '
+                 'lam_orth=0 and project=False')
 
 PLAIN = FinetuneConfig(mix=0., mu=0., lam_reg=0., lam_orth=0., lengths=False)   # plain supervision
 
@@ -94,7 +101,9 @@ class Held:
         self.names = [n for n,p in net.named_parameters() if p.requires_grad]
         keep = set(shallow_params(self.depth, cfg.cut))
         self.shallow, self.theta0, self.imp = [n for n in self.names if n in keep], theta0, imp
-        if cfg.mu and not self.shallow: raise ValueError(f'cut is {cfg.cut}: no trained parameter lies that shallow; raise it, or set mu=0, lam_orth=0')
+        if cfg.mu and not self.shallow:
+            raise ValueError(f'cut is {cfg.cut}: no trained parameter lies that shallow; raise it, or set '
+                             f'mu=0, lam_orth=0')
 
 # %% ../nbs/15_finetuning.ipynb #4473482c
 def _experts(net): return any(isinstance(m, MoE) for m in net.modules())
@@ -107,12 +116,15 @@ def rec_losses(net, x, y, t, cfg):
     "Reconstruction loss of each picture, (B,)."
     out = net(y, t); _same(out, x, "the network's answer", 'batch.x')
     loss = cfg.rec(out, x)
-    if loss.shape != t.shape: raise ValueError(f'cfg.rec returned shape {tuple(loss.shape)} for {len(t)} pictures: return the loss of each, (B,)')
+    if loss.shape != t.shape:
+        raise ValueError(f'cfg.rec returned shape {tuple(loss.shape)} for {len(t)} pictures: return the loss '
+                         f'of each, (B,)')
     return loss
 
 def _balance(net, cfg, reduce=None, world=1):
     "The weighted load balance of the pass just made, over all shards; None without experts."
-    return cfg.balance*balance_loss(net, reduce if world > 1 else None) if cfg.balance and _experts(net) else None
+    return (cfg.balance*balance_loss(net, reduce if world > 1 else None) if cfg.balance
+            and _experts(net) else None)
 
 def _with_balance(net, x, y, t, cfg, reduce=None, world=1, share=1.):
     "`rec_losses`, and the load balance of the experts, which counts in full though these pictures are but a `share` of the batch."
@@ -133,26 +145,32 @@ def _again(gen):
 # %% ../nbs/15_finetuning.ipynb #ff32af09
 def _together(net, x, parts, noise, cfg):
     "The generation losses of all groups in one pass, each with the steps and the noise that its own generator draws."
-    draw = lambda v, g: (torch.randint(1, net.schedule.T+1, (len(v),), generator=g, device=v.device), torch.randn(v.shape, generator=g, device=v.device, dtype=v.dtype))
+    draw = lambda v, g: (torch.randint(1, net.schedule.T+1, (len(v),), generator=g, device=v.device),
+                         torch.randn(v.shape, generator=g, device=v.device, dtype=v.dtype))
     ts, es = zip(*(draw(x[s], noise[s.start]()) for s in parts))
     return gen_loss(net, x, None, gamma=cfg.gamma, t=torch.cat(ts), eps=torch.cat(es))
 
 def _groups(net, batch, t, gen, cfg, reduce=None, world=1):
     "The objectives of a batch as functions: of groups of clean pictures, of groups of pairs, and of the pairs that only train."
-    parts = _split(0 if batch.clean is None else len(batch.clean), cfg.groups); noise = {s.start: _again(gen) for s in parts}
+    parts = _split(0 if batch.clean is None else len(batch.clean), cfg.groups)
+    noise = {s.start: _again(gen) for s in parts}
     gs = [lambda s=s: gen_loss(net, batch.clean[s], noise[s.start](), gamma=cfg.gamma) for s in parts]
-    if parts and not cfg.lam_orth: gs = [lambda: _together(net, batch.clean, parts, noise, cfg)]      # no angles, no need to tell them apart
+    # no angles, no need to tell them apart
+    if parts and not cfg.lam_orth: gs = [lambda: _together(net, batch.clean, parts, noise, cfg)]
     cutting = min(len(batch.x), max(cfg.angle, cfg.groups)) if cfg.lam_orth else 0
-    rs = [lambda s=s: rec_losses(net, batch.x[s], batch.y[s], t[s], cfg) for s in (_split(cutting, cfg.groups) if cutting else [])]
+    rs = [lambda s=s: rec_losses(net, batch.x[s], batch.y[s], t[s], cfg)
+          for s in (_split(cutting, cfg.groups) if cutting else [])]
     r, share = slice(cutting, len(batch.x)), 1-cutting/len(batch.x)
-    rest = [lambda: _with_balance(net, batch.x[r], batch.y[r], t[r], cfg, reduce, world, share)] if share else []
+    rest = ([lambda: _with_balance(net, batch.x[r], batch.y[r], t[r], cfg, reduce, world, share)]
+            if share else [])
     return gs, rs, rest
 
 # %% ../nbs/15_finetuning.ipynb #fbf7f1f1
 def _alone(net, batch, t, cfg, ps, reduce=None, world=1):
     "Loss and gradient of reconstruction, in the form of `_both`."
     loss = _with_balance(net, batch.x, batch.y, t, cfg, reduce, world).mean()
-    return dict(rec=loss.detach()), list(_grads(loss, ps, 'the reconstruction loss')), [None]*len(ps), [None]*len(ps)
+    return (dict(rec=loss.detach()), list(_grads(loss, ps, 'the reconstruction loss')), [None]*len(ps),
+            [None]*len(ps))
 
 def _balance_alone(net, y, t, cfg, ps, reduce, world):
     "Value and gradient of the load balance from a pass of its own, where every pair is in a group."
@@ -162,16 +180,19 @@ def _balance_alone(net, y, t, cfg, ps, reduce, world):
 
 def _both(net, batch, t, gen, held, cfg, ps, reduce, world):
     "Gradients of both objectives and of their orthogonality: (losses, rec, gen, orth), lists by parameter."
-    by, shallow, (gs, rs, rest) = dict(net.named_parameters()), held.shallow, _groups(net, batch, t, gen, cfg, reduce, world)
+    by, shallow, (gs, rs, rest) = (dict(net.named_parameters()), held.shallow,
+                                   _groups(net, batch, t, gen, cfg, reduce, world))
     if cfg.lam_orth:
         more, pull = (0., []) if rest else _balance_alone(net, batch.y, t, cfg, ps, reduce, world)
         o = orthogonality_step(gs, rs, ps, [by[n] for n in shallow], rest, cfg.eps, reduce, world)
-        return dict(rec=o.l_rec+more, gen=o.l_gen, orth=o.loss), _plus(o.rec, pull, [1.]*len(pull)), o.gen, o.orth
+        return (dict(rec=o.l_rec+more, gen=o.l_gen, orth=o.loss), _plus(o.rec, pull, [1.]*len(pull)),
+                o.gen, o.orth)
     l_rec = rest[0]().mean(); g_rec = _grads(l_rec, ps, 'the reconstruction loss')
     if not gs: return dict(rec=l_rec.detach()), list(g_rec), [None]*len(ps), [None]*len(ps)
     l_gen = torch.cat([g() for g in gs]).mean()
     g_gen = dict(zip(shallow, _grads(l_gen, [by[n] for n in shallow], 'the generation loss')))
-    return dict(rec=l_rec.detach(), gen=l_gen.detach()), list(g_rec), [g_gen.get(n) for n in held.names], [None]*len(ps)
+    return (dict(rec=l_rec.detach(), gen=l_gen.detach()), list(g_rec), [g_gen.get(n) for n in held.names],
+            [None]*len(ps))
 
 # %% ../nbs/15_finetuning.ipynb #ca23810c
 def _count(batch, reduce, world):
@@ -182,18 +203,21 @@ def _count(batch, reduce, world):
 def _projected(g, rec, held, ps, reduce, world):
     "Projection of the whole batch's gradient: a shard without clean pictures takes part with a gradient of zero."
     if world == 1: return project(g, rec)
-    on = set(held.shallow); full = [torch.zeros_like(p) if a is None and n in on else a for n,p,a in zip(held.names, ps, g)]
+    on = set(held.shallow)
+    full = [torch.zeros_like(p) if a is None and n in on else a for n,p,a in zip(held.names, ps, g)]
     return [None if a is None and b is None else c for a,b,c in zip(g, rec, project(full, rec, reduce))]
 
 # %% ../nbs/15_finetuning.ipynb #405f1f41
 def _as_long(o, rec, reduce, world):
     "The gradients `o`, made as long as `rec` over the parameters that they reach; both lengths are those of the whole batch."
-    both = [(a, torch.zeros_like(a) if b is None else b) for a,b in zip(o, rec) if a is not None]     # as many on every shard, whatever experts its pictures chose
+    # as many on every shard, whatever experts its pictures chose
+    both = [(a, torch.zeros_like(a) if b is None else b) for a,b in zip(o, rec) if a is not None]
     if not both: return o
     if world > 1: both = [(reduce(a), reduce(b)) for a,b in both]
     a, b = (torch.stack(torch._foreach_norm(list(vs))).norm() for vs in zip(*both))
     on = [k for k,v in enumerate(o) if v is not None]; out = list(o)
-    for k,v in zip(on, torch._foreach_mul([o[k] for k in on], b/a.clamp(min=torch.finfo(a.dtype).tiny))): out[k] = v
+    for k,v in zip(on, torch._foreach_mul([o[k] for k in on], b/a.clamp(min=torch.finfo(a.dtype).tiny))):
+        out[k] = v
     return out
 
 # %% ../nbs/15_finetuning.ipynb #de43142d
@@ -209,7 +233,8 @@ def _plus(base, more, coefs):
 
 def _total(log, due, cfg):
     "The whole loss of a step (Eq. 12), from its parts; what is not there counts nothing."
-    return log['rec'] + cfg.mu*due*log.get('gen', 0.) + cfg.lam_reg*log.get('reg', 0.) + cfg.lam_orth*log.get('orth', 0.)
+    return (log['rec'] + cfg.mu*due*log.get('gen', 0.) + cfg.lam_reg*log.get('reg', 0.)
+            + cfg.lam_orth*log.get('orth', 0.))
 
 # %% ../nbs/15_finetuning.ipynb #71159755
 def finetune_step(
@@ -223,20 +248,29 @@ def finetune_step(
     world=1,     # shards of the batch
 )->dict:         # 'grads' by parameter, and what to log
     "One step of generalisation-enhanced fine-tuning (Eq. 12, Algorithm 3)."
-    check_images(batch.x, 'batch.x'); check_images(batch.y, 'batch.y'); held = Held(net, cfg) if held is None else held
+    check_images(batch.x, 'batch.x')
+    check_images(batch.y, 'batch.y')
+    held = Held(net, cfg) if held is None else held
     t, ps = steps_of(batch, t_star), [p for p in net.parameters() if p.requires_grad]
-    w, (n, mean_n) = mean_weights(held.depth, t, rate=cfg.rate, rule=cfg.rule, T=net.T), _count(batch, reduce, world)
-    log, rec, g, o = _both(net, batch, t, gen, held, cfg, ps, reduce, world) if mean_n and cfg.mu else _alone(net, batch, t, cfg, ps, reduce, world)
-    due = n/(cfg.mix*len(batch.x)) if cfg.mix else 0.     # clean pictures against those of an average step: μ stays μ however they come
+    w, (n, mean_n) = (mean_weights(held.depth, t, rate=cfg.rate, rule=cfg.rule, T=net.T),
+                      _count(batch, reduce, world))
+    log, rec, g, o = (_both(net, batch, t, gen, held, cfg, ps, reduce, world) if mean_n and cfg.mu
+                      else _alone(net, batch, t, cfg, ps, reduce, world))
+    # clean pictures against those of an average step: μ stays μ however they come
+    due = n/(cfg.mix*len(batch.x)) if cfg.mix else 0.
     g, fade = _plus([None]*len(g), g, [due]*len(g)), [w[k] for k in held.names]
-    if cfg.project and mean_n: g, fade = _projected(_plus([None]*len(g), g, fade), rec, held, ps, reduce, world), [1.]*len(g)   # faded first: a fade would bring a conflict back
+    # faded first: a fade would bring a conflict back
+    if cfg.project and mean_n:
+        g, fade = _projected(_plus([None]*len(g), g, fade), rec, held, ps, reduce, world), [1.]*len(g)
     if cfg.lengths: o = _as_long(o, rec, reduce, world)
-    o = [None if a is None and b is None else v for a,b,v in zip(rec, g, o)]     # what no loss reaches, as an expert that nobody chose, is not to be moved by a gradient of zero
+    # what no loss reaches, as an expert that nobody chose, is not to be moved by a gradient of zero
+    o = [None if a is None and b is None else v for a,b,v in zip(rec, g, o)]
     gs = _plus(_plus(rec, g, [cfg.mu*f for f in fade]), o, [cfg.lam_orth*w[k] for k in held.names])
     if cfg.lam_reg and held.imp is not None:
         log['reg'], pull = penalty_grads(net, held.theta0, held.imp, w, cfg.order)
         gs = _plus(gs, [pull.get(k) for k in held.names], [cfg.lam_reg]*len(gs))
-    return dict(loss=_total(log, due, cfg), grads=gs, **{k: log.get(k, torch.tensor(0.)) for k in ('rec','gen','reg','orth')})
+    return dict(loss=_total(log, due, cfg), grads=gs,
+                **{k: log.get(k, torch.tensor(0.)) for k in ('rec','gen','reg','orth')})
 
 # %% ../nbs/15_finetuning.ipynb #58db73c4
 def _importance(net, loss, samples):
@@ -254,9 +288,13 @@ def hold(
 )->Held:
     "θ⁰ and the importance of each weight to generation, from `cfg.samples` clean crops (Algorithm 6)."
     if not cfg.lam_reg or clean is None: return Held(net, cfg)
-    x, free = stream(clean, batch=max(1, cfg.samples), seed=seed)(0).x.to(next(net.parameters()).device), _expert_params(net)
-    with evaluating(net): imp = _importance(net, cfg.of(net.schedule), noised(x, net.schedule, rng(seed, 'importance', device=x.device)))
-    return Held(net, cfg, anchor(net), Importance(*({k: v for k,v in d.items() if k not in free} for d in (imp.I1, imp.I2)), imp.n))
+    x, free = (stream(clean, batch=max(1, cfg.samples), seed=seed)(0).x.to(next(net.parameters()).device),
+               _expert_params(net))
+    with evaluating(net):
+        imp = _importance(net, cfg.of(net.schedule),
+                          noised(x, net.schedule, rng(seed, 'importance', device=x.device)))
+    return Held(net, cfg, anchor(net),
+                Importance(*({k: v for k,v in d.items() if k not in free} for d in (imp.I1, imp.I2)), imp.n))
 
 # %% ../nbs/15_finetuning.ipynb #0775c4cd
 def finetune(
@@ -273,12 +311,18 @@ def finetune(
     **kw,           # further arguments of `fit`, such as `run` and `after`
 ):                  # the averaged network
     "Stage 3 of the method (Sec. 3.2, Algorithm 3): learn a degradation and stay general."
-    if not hasattr(net, 'schedule'): raise ValueError(f'net is a {type(net).__name__} without a schedule: give it a clock, Clocked(net, cosine_schedule()), and pre-train it')
+    if not hasattr(net, 'schedule'):
+        raise ValueError(f'net is a {type(net).__name__} without a schedule: give it a clock, Clocked(net, '
+                         f'cosine_schedule()), and pre-train it')
     for v in (t.values() if isinstance(t, dict) else [t]): check_steps(v, net.T, 't')
-    if isinstance(pairs, (list,tuple)): pairs = Pairs([y for _,y in pairs], [x for x,_ in pairs], 'pairs', patch=patch)
+    if isinstance(pairs, (list,tuple)):
+        pairs = Pairs([y for _,y in pairs], [x for x,_ in pairs], 'pairs', patch=patch)
     if isinstance(clean, (list,tuple)): clean = Clean(clean, patch=patch)
-    if clean is None and (gef.mu*gef.mix or gef.lam_reg): raise ValueError('clean is None: generation and the importance of weights need clean pictures; pass some, or gef=PLAIN')
-    draw = stream(pairs, batch=batch, seed=cfg.seed, clean=clean if gef.mu else None, mix=gef.mix if gef.mu else 0., clump=gef.clump)
+    if clean is None and (gef.mu*gef.mix or gef.lam_reg):
+        raise ValueError('clean is None: generation and the importance of weights need clean pictures; pass '
+                         'some, or gef=PLAIN')
+    draw = stream(pairs, batch=batch, seed=cfg.seed, clean=clean if gef.mu else None,
+                  mix=gef.mix if gef.mu else 0., clump=gef.clump)
     held = hold(net, clean, gef, cfg.seed) if held is None else held
     step = partial(finetune_step, t_star=t, cfg=gef, held=held, world=reduce.shards if reduce else 1)
     return fit(net, draw, step, cfg, reduce=reduce, **kw)
@@ -293,7 +337,10 @@ def agreement(
     least=.9,    # warn below
 )->float:        # cosine of the displaced and the exact gradient of the orthogonality loss
     "Is `cfg.eps` right for this network? 1: yes. Below `least` it warns, and says what to take instead."
-    if batch.clean is None: raise ValueError('batch.clean is None: the angle is between restoring and generating; make the batch with clean pictures, stream(…, clean=…, mix=…)')
+    if batch.clean is None:
+        raise ValueError('batch.clean is None: the angle is between restoring and generating; make the batch '
+                         'with clean pictures, stream(…, clean=…, mix=…)')
     keep = set(Held(net, cfg).shallow); shallow = [p for n,p in net.named_parameters() if n in keep]
-    gs, rs, _ = _groups(net, batch, steps_of(batch, t_star), rng(seed, 'agreement', device=batch.x.device), cfg)
+    gs, rs, _ = _groups(net, batch, steps_of(batch, t_star), rng(seed, 'agreement', device=batch.x.device),
+                        cfg)
     return displaced_agreement(gs, rs, shallow, cfg.eps or 3e-5, least)

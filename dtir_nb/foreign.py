@@ -26,29 +26,44 @@ def _try(net, x, keep=True):
     "The output of `net` without gradient for (a copy of) `x`, or the error as text."
     try:
         with torch.no_grad(): return net(x.clone() if keep else x)
-    except Exception as e: return f'{type(e).__name__}: {str(e).strip().splitlines()[0][:100] if str(e).strip() else ""}'
+    except Exception as e:
+        return f'{type(e).__name__}: {str(e).strip().splitlines()[0][:100] if str(e).strip() else ""}'
 
 # %% ../nbs/05a_foreign.ipynb #2b601e62
 def _check_output(net, x):
     y = _try(net, x)
     if isinstance(y, str):
-        remedy = 'wrap it: Adapted(net, call=lambda net, img: net(img, …)) fills in what else it wants' if 'argument' in y else 'give `shape=` a size that it accepts, or read the error'
+        remedy = ('wrap it: Adapted(net, call=lambda net, img: net(img, …)) fills in what else it wants'
+                  if 'argument' in y else 'give `shape=` a size that it accepts, or read the error')
         return Finding('output', 'fail', y, remedy)
-    if not isinstance(y, Tensor): return Finding('output', 'fail', f'returns a {type(y).__name__}', 'wrap it: Adapted(net, call=lambda net, img: net(img)[0]) picks the picture')
-    if not y.isfinite().all(): return Finding('output', 'fail', 'holds NaN or infinity', 'initialise it, or load its weights')
-    if y.shape != x.shape: return Finding('output', 'fail', f'{tuple(x.shape)} becomes {tuple(y.shape)}', 'restoration keeps the size: build it with scale 1, or wrap it: Adapted(net, call=…) can resize')
+    if not isinstance(y, Tensor):
+        return Finding('output', 'fail', f'returns a {type(y).__name__}',
+                       'wrap it: Adapted(net, call=lambda net, img: net(img)[0]) picks the picture')
+    if not y.isfinite().all():
+        return Finding('output', 'fail', 'holds NaN or infinity', 'initialise it, or load its weights')
+    if y.shape != x.shape:
+        return Finding('output', 'fail', f'{tuple(x.shape)} becomes {tuple(y.shape)}',
+                       'restoration keeps the size: build it with scale 1, or wrap it: Adapted(net, '
+                       'call=…) can resize')
     return Finding('output', 'ok')
 
+# %% ../nbs/05a_foreign.ipynb #d9bb2a46
 def _check_sizes(net, x):
-    sizes, ok = ((33,47), (47,33), (40,33)), lambda h, w: isinstance(y := _try(net, x.new_full((1, x.shape[1], h, w), .5)), Tensor) and y.shape[-2:] == (h, w)
+    sizes, ok = (((33,47), (47,33), (40,33)), lambda h,
+                 w: isinstance(y := _try(net, x.new_full((1, x.shape[1], h, w), .5)), Tensor)
+                 and y.shape[-2:] == (h, w))
     bad = [s for s in sizes if not ok(*s)]
     if not bad: return Finding('any size', 'ok')
-    h = x.shape[-2]; parts = [d for d in range(1, h+1) if h % d == 0]     # it accepts h, so what it wants divides h
+    # it accepts h, so what it wants divides h
+    h = x.shape[-2]; parts = [d for d in range(1, h+1) if h % d == 0]
     if not ok(h, 2*h) or not ok(2*h, h):
         m = next((m for m in parts if ok(m, m) and ok(3*m, 3*m) and ok(5*m, 5*m)), None)
-        return Finding('any size', 'fail', f'fails at {bad[0]}, and at {h}×{2*h}', f'only squares: Adapted(net, multiple={m}, square=True)' if m else 'give it the one size that it was built for')
+        return Finding('any size', 'fail', f'fails at {bad[0]}, and at {h}×{2*h}',
+                       f'only squares: Adapted(net, multiple={m}, square=True)' if m
+                       else 'give it the one size that it was built for')
     m = next((m for m in parts[1:] if ok(m, 2*m) and ok(3*m, 2*m) and ok(5*m, 3*m)), h)
-    return Finding('any size', 'fail', f'fails at {bad[0]}, accepts multiples of {m}', f'wrap it: Adapted(net, multiple={m})')
+    return Finding('any size', 'fail', f'fails at {bad[0]}, accepts multiples of {m}',
+                   f'wrap it: Adapted(net, multiple={m})')
 
 # %% ../nbs/05a_foreign.ipynb #45625b84
 def _calm(net, x):
@@ -61,19 +76,32 @@ def _calm(net, x):
 def _check_batch(net, x):
     net = _calm(net, x)
     a, b = _try(net, x[:1]), _try(net, torch.cat([x[:1], .2*x[1:]]))
-    if isinstance(a, str) or isinstance(b, str): return Finding('one by one', 'fail', a if isinstance(a, str) else b, 'in training it cannot handle one picture, or two: take out batch normalisation, `freeze_batchnorm(net)`')
+    if isinstance(a, str) or isinstance(b, str):
+        return Finding('one by one', 'fail', a if isinstance(a, str) else b,
+                       'in training it cannot handle one picture, or two: take out batch normalisation, '
+                       '`freeze_batchnorm(net)`')
     d = (a[0]-b[0]).abs().max().item()
-    if d > 1e-3*a.abs().max().item(): return Finding('one by one', 'fail', f'a picture changes by {d:.2g} when its neighbour in the batch changes', 'batch normalisation? `freeze_batchnorm(net)`, or build it with GroupNorm')
+    if d > 1e-3*a.abs().max().item():
+        return Finding('one by one', 'fail', f'a picture changes by {d:.2g} when its neighbour in the '
+                       f'batch changes', 'batch normalisation? `freeze_batchnorm(net)`, or build it '
+                       'with GroupNorm')
     return Finding('one by one', 'ok')
 
+# %% ../nbs/05a_foreign.ipynb #3083b4ef
 def _check_chance(net, x):
     a, b = _try(net, x), _try(net, x)
-    if isinstance(a, Tensor) and not torch.equal(a, b): return Finding('no chance', 'warn', f'two calls differ by {(a-b).abs().max().item():.2g}', 'dropout or drop path draw from the global generator: build it with rate 0 for runs that resume exactly')
+    if isinstance(a, Tensor) and not torch.equal(a, b):
+        return Finding('no chance', 'warn', f'two calls differ by {(a-b).abs().max().item():.2g}',
+                       'dropout or drop path draw from the global generator: build it with rate 0 for runs '
+                       'that resume exactly')
     return Finding('no chance', 'ok')
 
 def _check_input(net, x):
     y = x.clone(); _try(net, y, keep=False)
-    if not torch.equal(x, y): return Finding('input kept', 'warn', 'it writes on the picture it is given', 'harmless once it is `Clocked`, which hands it a fresh tensor; else wrap it: Adapted(net)')
+    if not torch.equal(x, y):
+        return Finding('input kept', 'warn', 'it writes on the picture it is given',
+                       'harmless once it is `Clocked`, which hands it a fresh tensor; else wrap it: '
+                       'Adapted(net)')
     return Finding('input kept', 'ok')
 
 # %% ../nbs/05a_foreign.ipynb #e0246e17
@@ -93,22 +121,47 @@ def second_derivative_error(
 # %% ../nbs/05a_foreign.ipynb #f85680d0
 def _check_second(net, x):
     try: e = second_derivative_error(_calm(net, x), x)
-    except Exception as err: return Finding('2nd derivative', 'fail', f'{type(err).__name__}: {str(err).splitlines()[0][:100]}', 'train with the displaced (eps > 0, the default) or projected form of orthogonality: they need no second derivatives; fused attention has them inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)')
-    if not e <= 1e-3: return Finding('2nd derivative', 'fail', f'off by {e:.2g} of its size', 'a hand-written autograd function? Write it in native operations, or train with the displaced (eps > 0, the default) or projected form of orthogonality')
-    a,b = (torch.cat([v.flatten() for v in d.values()]) for d in hessian_vector(_calm(net, x), x, rng(0, 'hessian', device=x.device), h=3e-5))
+    except Exception as err:
+        return Finding('2nd derivative', 'fail', f'{type(err).__name__}: {str(err).splitlines()[0][:100]}',
+                       'train with the displaced (eps > 0, the default) or projected form of orthogonality: '
+                       'they need no second derivatives; fused attention has them inside '
+                       'torch.nn.attention.sdpa_kernel(SDPBackend.MATH)')
+    if not e <= 1e-3:
+        return Finding('2nd derivative', 'fail', f'off by {e:.2g} of its size',
+                       'a hand-written autograd function? Write it in native operations, or train with the '
+                       'displaced (eps > 0, the default) or projected form of orthogonality')
+    a,b = (torch.cat([v.flatten() for v in d.values()])
+           for d in hessian_vector(_calm(net, x), x, rng(0, 'hessian', device=x.device), h=3e-5))
     cos = nn.functional.cosine_similarity(a, b, 0).item()
-    if cos < .9: return Finding('2nd derivative', 'warn', f'right, but a displaced gradient agrees with it to {cos:.2f} only: kinks, as of ReLU?', 'fine-tune with FinetuneConfig(eps=0) or (project=True, lam_orth=0); `agreement(net, batch)` measures it on your data')
+    if cos < .9:
+        return Finding('2nd derivative', 'warn', f'right, but a displaced gradient agrees with it to '
+                       f'{cos:.2f} only: kinks, as of ReLU?',
+                       'fine-tune with FinetuneConfig(eps=0) or (project=True, lam_orth=0); `agreement(net, '
+                       'batch)` measures it on your data')
     return Finding('2nd derivative', 'ok', f'{e:.0e}')
 
 # %% ../nbs/05a_foreign.ipynb #cf73f8f1
 def _check_used(net, x):
-    names, ps = zip(*[(k,p) for k,p in net.named_parameters() if p.requires_grad]) if any(p.requires_grad for p in net.parameters()) else ((), ())
-    if not ps: return Finding('gradients', 'fail', 'no parameter requires a gradient', 'net.requires_grad_(True)')
-    try: idle = [k for k,g in zip(names, torch.autograd.grad(net(x.clone()).square().mean(), ps, allow_unused=True)) if g is None]
-    except RuntimeError as e: return Finding('gradients', 'fail', 'no gradient in training mode: ' + str(e).splitlines()[0][:80], 'take away its no_grad or detach, or the operation in place that overwrites what the backward pass needs')
+    names, ps = (zip(*[(k,p) for k,p in net.named_parameters() if p.requires_grad])
+                 if any(p.requires_grad for p in net.parameters()) else ((), ()))
+    if not ps:
+        return Finding('gradients', 'fail', 'no parameter requires a gradient', 'net.requires_grad_(True)')
+    try:
+        idle = [k for k,g in zip(names,
+                                 torch.autograd.grad(net(x.clone()).square().mean(), ps, allow_unused=True))
+                if g is None]
+    except RuntimeError as e:
+        return Finding('gradients', 'fail', 'no gradient in training mode: ' + str(e).splitlines()[0][:80],
+                       'take away its no_grad or detach, or the operation in place that overwrites what the '
+                       'backward pass needs')
     try: torch.autograd.grad(net.eval()(x.clone()).square().mean(), ps, allow_unused=True)
-    except RuntimeError as e: return Finding('gradients', 'warn', 'no gradient in evaluation mode: ' + str(e).splitlines()[0][:80], 'it overwrites features there; the importance of its weights is taken in training mode instead')
-    if idle: return Finding('gradients', 'warn', f'{len(idle)} parameters without gradient, e.g. {idle[0]}', 'harmless; they stay as they are')
+    except RuntimeError as e:
+        return Finding('gradients', 'warn', 'no gradient in evaluation mode: ' + str(e).splitlines()[0][:80],
+                       'it overwrites features there; the importance of its weights is taken in training '
+                       'mode instead')
+    if idle:
+        return Finding('gradients', 'warn', f'{len(idle)} parameters without gradient, e.g. {idle[0]}',
+                       'harmless; they stay as they are')
     return Finding('gradients', 'ok')
 
 # %% ../nbs/05a_foreign.ipynb #efeb6329
@@ -118,22 +171,28 @@ def check_backbone(
 )->list:                     # of `Finding`s; the network can be trained as it is when none has level 'fail'
     "Try everything that the method will ask of a network, in training mode, and say what to do about what fails."
     try: net = copy.deepcopy(net).train()
-    except Exception as e: return [Finding('copies', 'fail', f'{type(e).__name__}: {e}', 'a kept non-leaf tensor? Clear it after the call; the averaged weights are a deep copy')]
+    except Exception as e:
+        return [Finding('copies', 'fail', f'{type(e).__name__}: {e}',
+                        'a kept non-leaf tensor? Clear it after the call; the averaged weights are '
+                        'a deep copy')]
     p = next(net.parameters(), torch.empty(0))
     x = torch.rand(shape, generator=rng(0, 'probe', device=p.device), device=p.device)
     first = _check_output(net, x.clone())
     if first.level == 'fail': return [Finding('copies', 'ok'), first]
     small = x[..., :32, :32] if isinstance(_try(net, x[..., :32, :32]), Tensor) else x
     return [Finding('copies', 'ok'), first, *(f(copy.deepcopy(net), a.clone()) for f,a in
-        ((_check_sizes, x), (_check_input, x), (_check_batch, x), (_check_chance, x), (_check_used, x), (_check_second, small)))]
+        ((_check_sizes, x), (_check_input, x), (_check_batch, x), (_check_chance, x), (_check_used, x),
+         (_check_second, small)))]
 
+# %% ../nbs/05a_foreign.ipynb #9e4f9ba5
 def show_findings(
     findings,    # what `check_backbone` returned
 )->str:          # a Markdown table of what is not plainly fine
     "What to do, as a table."
     bad = [f for f in findings if f.level != 'ok']
     if not bad: return f'All {len(findings)} checks passed.'
-    return '\n'.join(['| check | | found | remedy |', '|---|---|---|---|', *(f'| {f.check} | {f.level} | {f.found} | {f.remedy} |' for f in bad)])
+    return '\n'.join(['| check | | found | remedy |', '|---|---|---|---|',
+                      *(f'| {f.check} | {f.level} | {f.found} | {f.remedy} |' for f in bad)])
 
 # %% ../nbs/05a_foreign.ipynb #0e08eff6
 class Adapted(nn.Module):
@@ -153,7 +212,10 @@ class Adapted(nn.Module):
         x = pad_to(img.clone(), self.multiple, self.mode)
         if self.square: x = pad_to(x, max(x.shape[-2:]), self.mode)
         y = self.call(self.net, x) if self.call else self.net(x)
-        if y.shape[-2:] != x.shape[-2:]: raise ValueError(f'{type(self.net).__name__} made {tuple(y.shape[-2:])} of {tuple(x.shape[-2:])}: a restorer keeps the size, so bring the answer to it in call=')
+        if y.shape[-2:] != x.shape[-2:]:
+            raise ValueError(f'{type(self.net).__name__} made {tuple(y.shape[-2:])} of '
+                             f'{tuple(x.shape[-2:])}: a restorer keeps the size, so bring the answer '
+                             f'to it in call=')
         return y[..., :H, :W]
 
 # %% ../nbs/05a_foreign.ipynb #71edd635
@@ -176,12 +238,15 @@ def freeze_batchnorm(
 )->nn.Module:        # a copy without, equal to `net.eval()`
     "Replace each batch normalisation by the scale and shift that it applies in evaluation."
     def frozen(m):
-        if m.running_var is None: raise ValueError('a batch normalisation without running statistics (track_running_stats=False) has nothing to freeze: replace it by nn.GroupNorm')
+        if m.running_var is None:
+            raise ValueError('a batch normalisation without running statistics (track_running_stats=False) '
+                             'has nothing to freeze: replace it by nn.GroupNorm')
         w = torch.ones_like(m.running_var) if m.weight is None else m.weight
         s = w*(m.running_var+m.eps).rsqrt()
         return ChannelAffine(s, (0 if m.bias is None else m.bias) - m.running_mean*s)
     def walk(m):
-        for k,c in m.named_children(): setattr(m, k, frozen(c)) if isinstance(c, nn.modules.batchnorm._BatchNorm) else walk(c)
+        for k,c in m.named_children():
+            setattr(m, k, frozen(c)) if isinstance(c, nn.modules.batchnorm._BatchNorm) else walk(c)
         return m
     net = copy.deepcopy(net)
     return frozen(net) if isinstance(net, nn.modules.batchnorm._BatchNorm) else walk(net)

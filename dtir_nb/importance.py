@@ -27,11 +27,14 @@ class Importance:
     @cached_property
     def scale(self)->float:
         "mean(I2) over all weights: the unit in which the penalty is measured."
-        return (sum(v.double().sum() for v in self.I2.values())/sum(v.numel() for v in self.I2.values())).item()
+        return (sum(v.double().sum() for v in self.I2.values())/sum(v.numel()
+                    for v in self.I2.values())).item()
 
     def merge(self, other):
         "The importance over the samples of both, e.g. of two workers."
-        if self.I2.keys() != other.I2.keys(): raise ValueError(f'other has {len(other.I2)} parameters, this one {len(self.I2)}, or other names: merge importances of one network')
+        if self.I2.keys() != other.I2.keys():
+            raise ValueError(f'other has {len(other.I2)} parameters, this one {len(self.I2)}, or other '
+                             f'names: merge importances of one network')
         w = other.n/(self.n+other.n)
         mix = lambda a,b: {k: torch.lerp(a[k], b[k].to(a[k]), w) for k in a}
         return Importance(mix(self.I1, other.I1), mix(self.I2, other.I2), self.n+other.n)
@@ -49,7 +52,8 @@ def _chunks(loss_fn, net, names, samples, chunk):
     ps = dict(net.named_parameters()); N = len(samples[0])
     if chunk == 1:
         for i in range(N):
-            gs = torch.autograd.grad(loss_fn(net, *(s[i:i+1] for s in samples)).sum(), [ps[n] for n in names], allow_unused=True)
+            gs = torch.autograd.grad(loss_fn(net, *(s[i:i+1] for s in samples)).sum(), [ps[n] for n in names],
+                                     allow_unused=True)
             yield [(torch.zeros_like(ps[n]) if g is None else g)[None] for n,g in zip(names, gs)]
     else:
         frozen = {n: p.detach() for n,p in ps.items() if n not in set(names)}
@@ -65,14 +69,22 @@ def importance(
 )->Importance:
     "Accumulate per-sample gradients, $I_1=E|g|$ and $I_2=E g^2$ (eq. 3, 14; Algorithm 6)."
     samples = (samples,) if isinstance(samples, Tensor) else tuple(samples); N = len(samples[0])
-    if not N or any(len(s) != N for s in samples): raise ValueError(f'samples hold {[len(s) for s in samples]} entries: give the same number N ≥ 1 of each')
-    ps = {n: p for n,p in net.named_parameters() if p.requires_grad}; names, chunk = list(ps), chunk or (1 if samples[0].device.type=='cpu' else 8)
-    if not names: raise ValueError('net has no parameter that requires a gradient: call net.requires_grad_() first')
+    if not N or any(len(s) != N for s in samples):
+        raise ValueError(f'samples hold {[len(s) for s in samples]} entries: give the same number '
+                         f'N ≥ 1 of each')
+    ps = {n: p for n,p in net.named_parameters() if p.requires_grad}
+    names, chunk = list(ps), chunk or (1 if samples[0].device.type=='cpu' else 8)
+    if not names:
+        raise ValueError('net has no parameter that requires a gradient: call net.requires_grad_() first')
     I1, I2 = ([torch.zeros_like(p) for p in ps.values()] for _ in range(2))
     for gs in _chunks(loss_fn, net, names, samples, chunk):
-        torch._foreach_add_(I1, [g.abs().sum(0)/N for g in gs]); torch._foreach_add_(I2, [g.square().sum(0)/N for g in gs])
+        torch._foreach_add_(I1, [g.abs().sum(0)/N for g in gs])
+        torch._foreach_add_(I2, [g.square().sum(0)/N for g in gs])
     total = torch.stack(torch._foreach_norm(I2)).norm().item()
-    if not 0 < total < float('inf'): raise ValueError(f'the importance has norm {total}: ' + ('loss_fn does not depend on the weights' if total == 0 else 'a gradient holds NaN or infinity; is the network trained, are the samples in [0,1]?'))
+    if not 0 < total < float('inf'):
+        raise ValueError(f'the importance has norm {total}: '
+                         + ('loss_fn does not depend on the weights' if total == 0 else 'a gradient holds '
+                            'NaN or infinity; is the network trained, are the samples in [0,1]?'))
     return Importance(dict(zip(names, I1)), dict(zip(names, I2)), N)
 
 # %% ../nbs/11_importance.ipynb #2a98acd6
@@ -83,7 +95,8 @@ def noised(
 )->tuple:           # (x, steps, noise): everything that the generation loss draws, drawn once
     "Samples of task 0: clean images, each with a step and a noise of its own."
     check_images(x)
-    return x, torch.randint(1, sched.T+1, (len(x),), generator=gen, device=x.device), torch.randn(x.shape, generator=gen, device=x.device, dtype=x.dtype)
+    return (x, torch.randint(1, sched.T+1, (len(x),), generator=gen, device=x.device),
+            torch.randn(x.shape, generator=gen, device=x.device, dtype=x.dtype))
 
 def gen_loss_at(sched):
     "The generation loss of given steps and noise, a function (net, x, t, eps) -> (B,); loss-based importance (eq. 4)."
@@ -106,10 +119,16 @@ def anchor(
 
 def _aligned(net, anchor, imp, weights):
     ps = {n: p for n,p in net.named_parameters() if n in imp.I2 and p.requires_grad}
-    if not ps: raise ValueError('net shares no trained parameter with imp: compute the importance on this very network (before or after wrapping it, but the same)')
+    if not ps:
+        raise ValueError('net shares no trained parameter with imp: compute the importance on this very '
+                         'network (before or after wrapping it, but the same)')
     for n,p in ps.items():
-        if n not in anchor or anchor[n].shape != p.shape or imp.I2[n].shape != p.shape: raise ValueError(f'parameter {n!r} of shape {tuple(p.shape)} does not fit anchor and imp: take both from this network')
-        if weights is not None and n not in weights: raise ValueError(f'weights lacks {n!r}: give a weight for each parameter, e.g. layer_weights(depth_of(net), t)')
+        if n not in anchor or anchor[n].shape != p.shape or imp.I2[n].shape != p.shape:
+            raise ValueError(f'parameter {n!r} of shape {tuple(p.shape)} does not fit anchor and imp: take '
+                             f'both from this network')
+        if weights is not None and n not in weights:
+            raise ValueError(f'weights lacks {n!r}: give a weight for each parameter, e.g. '
+                             f'layer_weights(depth_of(net), t)')
     return ps
 
 # %% ../nbs/11_importance.ipynb #80599b9a
@@ -120,11 +139,15 @@ def penalty_grads(
     "The importance penalty and its gradient in closed form, for steps that return gradients."
     ps = _aligned(net, anchor, imp, weights); order = order if isinstance(order, tuple) else (order,)
     if not order or set(order)-{1,2}: raise ValueError(f'order is {order}: take 1, 2 or (1,2)')
-    unit = 1/(sum(v.numel() for v in imp.I2.values())*imp.scale); c = [unit*(1. if weights is None else weights[n]) for n in ps]
+    unit = 1/(sum(v.numel() for v in imp.I2.values())*imp.scale)
+    c = [unit*(1. if weights is None else weights[n]) for n in ps]
     pick = lambda d: [d[n].to(p) for n,p in ps.items()]
     delta = torch._foreach_sub(list(ps.values()), pick(anchor)); gs, value = None, 0.
     many = torch.tensor(c, dtype=torch.float64, device=delta[0].device)
-    def along(gs): return (many @ torch.stack(torch._foreach_norm(torch._foreach_mul(gs, delta), 1, torch.float64))).to(delta[0])   # Σ g·δ, in which no term is negative
+    # Σ g·δ, in which no term is negative
+    def along(gs):
+        return (many @ torch.stack(torch._foreach_norm(torch._foreach_mul(gs, delta), 1, torch.float64))).to(
+            delta[0])
     if 2 in order: gs = torch._foreach_mul(delta, pick(imp.I2)); value = value + .5*along(gs)
     if 1 in order:
         g1 = torch._foreach_mul(torch._foreach_sign(delta), pick(imp.I1)); value = value + along(g1)
@@ -156,13 +179,16 @@ def importance_tensors(
     imp:Importance,
 )->dict:            # name -> tensor, ready for safetensors
     "An importance as one flat dictionary of tensors."
-    return {**{f'I1.{k}': v for k,v in imp.I1.items()}, **{f'I2.{k}': v for k,v in imp.I2.items()}, 'n': torch.tensor(imp.n)}
+    return {**{f'I1.{k}': v for k,v in imp.I1.items()}, **{f'I2.{k}': v for k,v in imp.I2.items()},
+            'n': torch.tensor(imp.n)}
 
 def importance_from(
     tensors:dict,   # from `importance_tensors`
 )->Importance:
     "The inverse of `importance_tensors`."
-    if 'n' not in tensors or not any(k.startswith('I2.') for k in tensors): raise ValueError(f'tensors holds {sorted(tensors)[:3]} …: not an importance; save one with `importance_tensors`')
+    if 'n' not in tensors or not any(k.startswith('I2.') for k in tensors):
+        raise ValueError(f'tensors holds {sorted(tensors)[:3]} …: not an importance; save one with '
+                         f'`importance_tensors`')
     part = lambda p: {k[3:]: v for k,v in tensors.items() if k.startswith(p)}
     return Importance(part('I1.'), part('I2.'), int(tensors['n']))
 
@@ -182,9 +208,13 @@ def taylor_terms(
     imp:Importance,  # its importance
 )->Taylor:
     "$E\\langle g,δ\\rangle$, $\\frac12E\\langle g,δ\\rangle^2$ and $\\frac12\\sum_iI_{2,i}δ_i^2$ (eq. 24–26)."
-    ps = dict(net.named_parameters()); lost = [n for n in delta if n not in ps or delta[n].shape != ps[n].shape]
-    if lost: raise ValueError(f'delta holds {lost[0]!r} of shape {tuple(delta[lost[0]].shape)}, which is no parameter of the network: take names and shapes from net.named_parameters()')
-    if not all(d.isfinite().all() for d in delta.values()): raise ValueError('delta holds NaN or infinity: did the fine-tuning that it comes from break?')
+    ps = dict(net.named_parameters())
+    lost = [n for n in delta if n not in ps or delta[n].shape != ps[n].shape]
+    if lost:
+        raise ValueError(f'delta holds {lost[0]!r} of shape {tuple(delta[lost[0]].shape)}, which is no '
+                         f'parameter of the network: take names and shapes from net.named_parameters()')
+    if not all(d.isfinite().all() for d in delta.values()):
+        raise ValueError('delta holds NaN or infinity: did the fine-tuning that it comes from break?')
     f = lambda q: loss_fn(lambda *a, **k: functional_call(net, q, a, k), *samples)
     _,gd = jvp(f, ({n: ps[n].detach() for n in delta},), ({n: d.to(ps[n]) for n,d in delta.items()},))
     return Taylor(gd.mean(), .5*gd.square().mean(), .5*sum((imp.I2[n]*d**2).sum() for n,d in delta.items()))

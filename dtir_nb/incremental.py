@@ -33,10 +33,12 @@ def plan(
 )->list:            # of `Stage`
     "Stages in ascending t* (Algorithm 4); among equals the task that gains more over its input comes first, then the name."
     if not matches: raise ValueError('matches is empty: a plan needs at least one task')
-    ts = {k: m.t if isinstance(m, Match) else check_steps(m, 2**31, f'matches[{k!r}]') for k,m in matches.items()}
+    ts = {k: m.t if isinstance(m, Match) else check_steps(m, 2**31, f'matches[{k!r}]')
+          for k,m in matches.items()}
     gain = {k: m.gain if isinstance(m, Match) else 0. for k,m in matches.items()}
     order = list(order) if order is not None else sorted(ts, key=lambda k: (ts[k], -gain[k], k))
-    if sorted(order) != sorted(ts): raise ValueError(f'order holds {order}, matches holds {sorted(ts)}: name each task once')
+    if sorted(order) != sorted(ts):
+        raise ValueError(f'order holds {order}, matches holds {sorted(ts)}: name each task once')
     return [Stage(k, tuple(order[:i+1]), {o: ts[o] for o in order[:i+1]}) for i,k in enumerate(order)]
 
 # %% ../nbs/16_incremental.ipynb #c906ec9c
@@ -47,8 +49,12 @@ def plot_plan(
     "Which task trains in which stage."
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(5, .3*len(stages)+.9), dpi=80)[1]
-    for i,s in enumerate(stages): ax.barh(i, len(stages)-i, left=i, height=.7); ax.text(len(stages)-.05, i, f'{s.new}, t*={s.t[s.new]}', va='center', ha='right', fontsize=8)
-    ax.set(xlabel='stage', yticks=[], xticks=[k+.5 for k in range(len(stages))], xticklabels=range(1, len(stages)+1), title='Who joins when'); ax.invert_yaxis()
+    for i,s in enumerate(stages):
+        ax.barh(i, len(stages)-i, left=i, height=.7)
+        ax.text(len(stages)-.05, i, f'{s.new}, t*={s.t[s.new]}', va='center', ha='right', fontsize=8)
+    ax.set(xlabel='stage', yticks=[], xticks=[k+.5 for k in range(len(stages))],
+           xticklabels=range(1, len(stages)+1), title='Who joins when')
+    ax.invert_yaxis()
     return ax
 
 # %% ../nbs/16_incremental.ipynb #80599b9a
@@ -63,9 +69,11 @@ def scores(
     if lost: raise ValueError(f'pairs holds {lost[0]!r}, for which t has no step; it knows {", ".join(t)}')
     def one(k, x, y):
         out = net(y, t[k]); _same(out, x, "the network's answer", 'x')
-        if not out.isfinite().all(): raise ValueError(f'net gives NaN or infinity on {k!r}: its weights, or the pictures, are broken')
+        if not out.isfinite().all():
+            raise ValueError(f'net gives NaN or infinity on {k!r}: its weights, or the pictures, are broken')
         return psnr(out.clamp(0,1), x)
-    with evaluating(net): return {k: torch.cat([one(k, x, y) for x,y in _pairs(p, net)]).mean().item() for k,p in pairs.items()}
+    with evaluating(net):
+        return {k: torch.cat([one(k, x, y) for x,y in _pairs(p, net)]).mean().item() for k,p in pairs.items()}
 
 class History(NamedTuple):
     "What incremental training left behind."
@@ -80,17 +88,23 @@ def share(
     last=None,   # fraction of the steps for the last stage, in which all tasks train; default: as long as the others
 )->list:
     "Divide a budget of steps over stages, evenly but for the last one, which gets `last` and what rounding leaves."
-    if last is not None and not 0 < last < 1: raise ValueError(f'last is {last}: give the last stage a fraction of the steps between 0 and 1')
+    if last is not None and not 0 < last < 1:
+        raise ValueError(f'last is {last}: give the last stage a fraction of the steps between 0 and 1')
     each = steps//n if last is None or n == 1 else round(steps*(1-last))//(n-1)
-    if each < 1 or steps-each*(n-1) < 1: raise ValueError(f'steps is {steps} for {n} stages{"" if last is None else f", the last with {last:g} of them"}: give each at least one')
+    if each < 1 or steps-each*(n-1) < 1:
+        raise ValueError(f'steps is {steps} for {n} '
+                         f'stages{"" if last is None else f", the last with {last:g} of them"}: give each '
+                         f'at least one')
     return [each]*(n-1) + [steps-each*(n-1)]
 
+# %% ../nbs/16_incremental.ipynb #d9f052be
 def _ready(net, sources, matches, val, weights='uniform'):
     "What would otherwise be found out stages later."
     lost = set(matches)-set(sources)
     if lost: raise ValueError(f'sources has no pairs for {sorted(lost)}: give each task of matches a source')
     odd = set(val or ())-set(matches)
-    if odd: raise ValueError(f'val holds {sorted(odd)}, for which matches has no step: score tasks of the plan')
+    if odd:
+        raise ValueError(f'val holds {sorted(odd)}, for which matches has no step: score tasks of the plan')
     bare = set(matches)-set(weights) if isinstance(weights, dict) else ()
     if bare: raise ValueError(f'weights has no share for {sorted(bare)}: give one to each task of matches')
     ts = {k: m.t if isinstance(m, Match) else m for k,m in matches.items()}
@@ -118,27 +132,36 @@ def train_incremental(
     stages = plan(matches, order); held, rows = None, []
     for i,(stage,steps) in enumerate(zip(stages, share(cfg.steps, len(stages), last))):
         if held is None or refresh: held = hold(net, clean, gef, cfg.seed)
-        mix = Mixture({k: sources[k] for k in stage.tasks}, {k: weights[k] for k in stage.tasks} if isinstance(weights, dict) else weights)
+        mix = Mixture({k: sources[k] for k in stage.tasks},
+                      {k: weights[k] for k in stage.tasks} if isinstance(weights, dict) else weights)
         where = Path(run)/f'stage-{i+1:02d}-{stage.new}' if run else None
-        net = finetune(net, mix, clean, stage.t, replace(cfg, steps=steps, warmup=min(cfg.warmup, steps), seed=cfg.seed+i), gef, patch, batch, held, reduce, run=where, after=after)
+        net = finetune(net, mix, clean, stage.t,
+                       replace(cfg, steps=steps, warmup=min(cfg.warmup, steps), seed=cfg.seed+i), gef, patch,
+                       batch, held, reduce, run=where, after=after)
         if val: rows.append(scores(net, val, ts))
     return History(net, stages, rows)
 
 # %% ../nbs/16_incremental.ipynb #3272861e
 def _scored(h):
     "A table of tasks by stages takes a score of each."
-    if not h.scores or any(s.new not in r for s in h.stages for r in h.scores): raise ValueError('h holds no scores of every task after every stage: train with val={task: pairs} for all of them')
+    if not h.scores or any(s.new not in r for s in h.stages for r in h.scores):
+        raise ValueError('h holds no scores of every task after every stage: train with val={task: pairs} '
+                         'for all of them')
 
 def history_table(
     h,           # `History`
     before=None, # scores before the first stage
 )->str:
     "The K×K history as Markdown: a row per stage, a column per task; tasks not yet trained in brackets."
-    _scored(h); ks = [s.new for s in h.stages]; out = ['| after | '+' | '.join(ks)+' |', '|---|'+'---:|'*len(ks)]
+    _scored(h); ks = [s.new for s in h.stages]
+    out = ['| after | '+' | '.join(ks)+' |', '|---|'+'---:|'*len(ks)]
     if before: out.append('| pre-training | '+' | '.join(f'({before[k]:.2f})' for k in ks)+' |')
-    for s,r in zip(h.stages, h.scores): out.append(f'| + {s.new} | '+' | '.join(f'{r[k]:.2f}' if k in s.tasks else f'({r[k]:.2f})' for k in ks)+' |')
+    for s,r in zip(h.stages, h.scores):
+        out.append(f'| + {s.new} | '+' | '.join(f'{r[k]:.2f}' if k in s.tasks else f'({r[k]:.2f})'
+                                                for k in ks)+' |')
     return '\n'.join(out)
 
+# %% ../nbs/16_incremental.ipynb #07fcfed2
 def forgetting_triangle(
     h,           # `History`
 )->torch.Tensor: # (K,K) in dB; row: stage, column: task, NaN where the task has not joined yet
@@ -160,14 +183,24 @@ def plot_history(
 ):
     "The K×K history, tasks that have not joined yet in faint letters, and beside it the forgetting triangle."
     import matplotlib.pyplot as plt
-    _scored(h); new = [s.new for s in h.stages]; rows = ([before] if before else [])+h.scores; off = len(rows)-len(new)
+    _scored(h); new = [s.new for s in h.stages]
+    rows = ([before] if before else [])+h.scores
+    off = len(rows)-len(new)
     S, F = torch.tensor([[r[k] for k in new] for r in rows]), forgetting_triangle(h)
     gain = S-S[:1] if before else S
     fig,axs = plt.subplots(1, 2, figsize=(3.6+1.5*len(new), 1.2+.36*len(rows)), dpi=80, layout='constrained')
-    for ax,V,label,marks in ((axs[0], gain, 'gain over pre-training, dB' if before else 'PSNR, dB', S), (axs[1], F, 'lost since its best, dB', F)):
-        im = ax.imshow(V, aspect='auto', cmap='viridis' if ax is axs[0] else 'Reds', vmin=None if ax is axs[0] else 0, vmax=None if ax is axs[0] else max(1., F.nan_to_num().max().item()))
+    for ax,V,label,marks in ((axs[0], gain, 'gain over pre-training, dB' if before else 'PSNR, dB', S),
+                             (axs[1], F, 'lost since its best, dB', F)):
+        im = ax.imshow(V, aspect='auto', cmap='viridis' if ax is axs[0] else 'Reds',
+                       vmin=None if ax is axs[0] else 0,
+                       vmax=None if ax is axs[0] else max(1., F.nan_to_num().max().item()))
         for (i,j) in [(i,j) for i in range(len(V)) for j in range(len(new)) if not marks[i,j].isnan()]:
-            ax.text(j, i, f'{marks[i,j]:.1f}', ha='center', va='center', fontsize=8, alpha=.6 if ax is axs[0] and j > i-off else 1., color='w' if (im.norm(V[i,j].item()) < .6) == (ax is axs[0]) else 'k')
-        ax.set(xticks=range(len(new)), xticklabels=new, yticks=range(len(V)), yticklabels=['before']*(len(V)-len(new))+[f'+ {k}' for k in new]); fig.colorbar(im, ax=ax, label=label)
-    axs[0].set_title('PSNR of every task after every stage', fontsize=9); axs[1].set_title('the forgetting triangle', fontsize=9)
+            ax.text(j, i, f'{marks[i,j]:.1f}', ha='center', va='center', fontsize=8,
+                    alpha=.6 if ax is axs[0] and j > i-off else 1., color='w' if (im.norm(V[i,j].item()) < .6)
+                    == (ax is axs[0]) else 'k')
+        ax.set(xticks=range(len(new)), xticklabels=new, yticks=range(len(V)),
+               yticklabels=['before']*(len(V)-len(new))+[f'+ {k}' for k in new])
+        fig.colorbar(im, ax=ax, label=label)
+    axs[0].set_title('PSNR of every task after every stage', fontsize=9)
+    axs[1].set_title('the forgetting triangle', fontsize=9)
     return fig

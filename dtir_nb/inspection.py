@@ -25,10 +25,13 @@ def _end_of(data, fmt):
 def _warnings(path, data):
     "What is odd about a readable picture."
     out, im = [], Image.open(io.BytesIO(data), formats=FORMATS)
-    if Image.registered_extensions().get(Path(path).suffix.lower()) != im.format: out.append(('W_SUFFIX', f'a {im.format} called {Path(path).suffix}'))
-    if im.getexif().get(0x0112, 1) not in (0, 1): out.append(('W_ROTATED', 'stored lying, turned upright by its EXIF tag'))
+    if Image.registered_extensions().get(Path(path).suffix.lower()) != im.format:
+        out.append(('W_SUFFIX', f'a {im.format} called {Path(path).suffix}'))
+    if im.getexif().get(0x0112, 1) not in (0, 1):
+        out.append(('W_ROTATED', 'stored lying, turned upright by its EXIF tag'))
     end = _end_of(data, im.format)
-    if end and len(data)-end > 16: out.append(('W_TRAILING', f'{len(data)-end} bytes after the end of the picture'))
+    if end and len(data)-end > 16:
+        out.append(('W_TRAILING', f'{len(data)-end} bytes after the end of the picture'))
     icc = im.info.get('icc_profile')
     if icc:
         try: ImageCms.ImageCmsProfile(io.BytesIO(icc))
@@ -53,16 +56,20 @@ def inspect_file(
     rec = _blank(path)
     try:
         real = os.path.realpath(path)
-        if root and os.path.commonpath([real, os.path.realpath(root)]) != os.path.realpath(root): raise ImageError(path, 'E_OUTSIDE', f'a link that leaves the folder, to {real!a}')
-        if os.path.isfile(real) and os.path.getsize(real) > max_bytes: raise ImageError(path, 'E_TOO_LARGE', f'{os.path.getsize(real)} bytes')
+        if root and os.path.commonpath([real, os.path.realpath(root)]) != os.path.realpath(root):
+            raise ImageError(path, 'E_OUTSIDE', f'a link that leaves the folder, to {real!a}')
+        if os.path.isfile(real) and os.path.getsize(real) > max_bytes:
+            raise ImageError(path, 'E_TOO_LARGE', f'{os.path.getsize(real)} bytes')
         x = load_image(path)
         data = Path(path).read_bytes()
         im, rec['warn'] = _warnings(path, data)
-        rec |= dict(sha256=hashlib.sha256(data).hexdigest(), format=im.format, mode=im.mode, width=x.shape[2], height=x.shape[1])
+        rec |= dict(sha256=hashlib.sha256(data).hexdigest(), format=im.format, mode=im.mode, width=x.shape[2],
+                    height=x.shape[1])
         if x.amax() == x.amin(): rec['warn'].append(('W_FLAT', 'one colour all over'))
         return rec, x
     except ImageError as e: rec |= dict(code=e.code, why=str(e).split(': ', 2)[-1])
-    except (MemoryError, RuntimeError) as e: rec |= dict(code='E_TOO_LARGE', why=f'not enough memory to decode it ({type(e).__name__})')
+    except (MemoryError, RuntimeError) as e:
+        rec |= dict(code='E_TOO_LARGE', why=f'not enough memory to decode it ({type(e).__name__})')
     except OSError as e: rec |= dict(code='E_UNREADABLE', why=e.strerror or str(e))
     return rec, None
 
@@ -82,7 +89,7 @@ def serve(
         import resource
         resource.setrlimit(resource.RLIMIT_AS, (used+int(memory),)*2)
     torch.set_num_threads(1)
-    out = os.fdopen(os.dup(1), 'w'); os.dup2(2, 1)        # whatever a decoder prints does not mix with the answers
+    out = os.fdopen(os.dup(1), 'w'); os.dup2(2, 1)  # whatever a decoder prints does not mix with the answers
     print('ready', file=out, flush=True)
     for line in sys.stdin:
         job = json.loads(line)
@@ -93,7 +100,8 @@ def answer(job):
     "What a child is asked for: the record of one file."
     return inspect_file(**job)[0]
 
-_BOOT = 'import sys, json; sys.path[:0] = json.loads(sys.argv[1]); from dtir_nb.inspection import serve; from {} import answer; serve(answer, float(sys.argv[2]))'
+_BOOT = ('import sys, json; sys.path[:0] = json.loads(sys.argv[1]); from dtir_nb.inspection import serve; '
+         'from {} import answer; serve(answer, float(sys.argv[2]))')
 
 def _line(p, buf, seconds):
     "The next line of a process and what came after it: (bytes, rest); (None, rest) after `seconds` of silence; (b'', rest) if it died."
@@ -115,9 +123,14 @@ class Child:
     ): self.memory, self.module, self.p, self.buf = memory, module, None, b''
     def start(self):
         "Start the process and wait until it listens."
-        self.p, self.buf = subprocess.Popen([sys.executable, '-c', _BOOT.format(self.module), json.dumps([p for p in sys.path if p]), str(self.memory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL), b''
+        self.p, self.buf = subprocess.Popen([sys.executable, '-c', _BOOT.format(self.module),
+                                             json.dumps([p for p in sys.path if p]), str(self.memory)],
+                                            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                            stderr=subprocess.DEVNULL), b''
         line, self.buf = _line(self.p, self.buf, 600)
-        if line != b'ready': raise RuntimeError(f'the inspecting process does not start: try `python -c "import {self.module}"`')
+        if line != b'ready':
+            raise RuntimeError(f'the inspecting process does not start: try `python -c "import '
+                               f'{self.module}"`')
     def ask(self, job, seconds):
         "Answer to a job, or why there is none."
         if self.p and self.p.poll() is not None: self.stop()          # it died between two questions
@@ -126,7 +139,8 @@ class Child:
         line, self.buf = _line(self.p, self.buf, seconds)
         if line: return json.loads(line)
         rc = self.stop()
-        return dict(code='E_TIMEOUT', why=f'no answer within {seconds:g} s') if line is None else dict(code='E_CRASH', why=f'the decoder died ({signal.Signals(-rc).name if rc < 0 else rc})')
+        return dict(code='E_TIMEOUT', why=f'no answer within {seconds:g} s') if line is None else dict(
+            code='E_CRASH', why=f'the decoder died ({signal.Signals(-rc).name if rc < 0 else rc})')
 
 # %% ../nbs/01a_inspection.ipynb #c9d3b211
 @patch
@@ -143,6 +157,7 @@ def _ask(child, job, seconds):
     "The record of one file, even if the child failed at it."
     return _blank(job['path'])|child.ask(job, seconds)
 
+# %% ../nbs/01a_inspection.ipynb #dd21d66d
 def scan(
     jobs,          # dicts: what the children's function `answer` is asked, here the arguments of `inspect_file`
     workers=2,     # number of processes, or a list of `Child`ren to use again
@@ -153,7 +168,8 @@ def scan(
     ask=_ask,      # (child, job, seconds) -> answer
 )->list:           # the answers, in order
     "Inspect files in processes that may crash, hang, or run out of memory without any harm to this one."
-    mine = [Child(memory, module) for _ in range(max(1, min(workers, len(jobs))))] if isinstance(workers, int) else []
+    mine = ([Child(memory, module) for _ in range(max(1, min(workers, len(jobs))))]
+            if isinstance(workers, int) else [])
     free = queue.SimpleQueue()
     for c in mine or workers: free.put(c)
     def one(job):
@@ -161,7 +177,9 @@ def scan(
         try: return ask(c, job, seconds)
         finally: free.put(c)
     with ThreadPoolExecutor(free.qsize()) as pool:
-        try: return list(tqdm(pool.map(one, jobs), total=len(jobs), disable=not progress, desc='inspect', leave=False))
+        try:
+            return list(tqdm(pool.map(one, jobs), total=len(jobs), disable=not progress, desc='inspect',
+                             leave=False))
         finally:
             for c in mine: c.stop()
 
@@ -177,7 +195,8 @@ def first_look(
     paths = list(dict.fromkeys(map(os.fspath, paths)))
     if not paths: return {}
     show = len(paths) > 500 and sys.stderr.isatty() if progress is None else progress
-    return dict(zip(paths, scan([dict(path=p) for p in paths], min(workers, 1+len(paths)//8), seconds, memory, show)))
+    return dict(zip(paths, scan([dict(path=p) for p in paths], min(workers, 1+len(paths)//8), seconds,
+                                memory, show)))
 
 def unchanged(
     path,   # a file

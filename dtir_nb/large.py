@@ -27,8 +27,13 @@ def check_sliced(
     net=None,            # the network, if it is there already
 ):
     "Refuse, by name and with what to take instead, what a network in slices cannot carry."
-    if gef.lam_orth and not gef.eps: raise ValueError(f'FinetuneConfig(lam_orth={gef.lam_orth}, eps=0) needs second derivatives, which a network in slices does not have: take a first-order form, the displaced one (eps=3e-5) or the projection (project=True, lam_orth=0)')
-    if net is not None and any(isinstance(m, MoE) for m in net.modules()): raise ValueError('net has experts (MoE), and a slice cannot tell an unused expert from one with a zero gradient: leave them out, or keep the network whole with `exact` or `ddp`')
+    if gef.lam_orth and not gef.eps:
+        raise ValueError(f'FinetuneConfig(lam_orth={gef.lam_orth}, eps=0) needs second derivatives, which a '
+                         f'network in slices does not have: take a first-order form, the displaced one '
+                         f'(eps=3e-5) or the projection (project=True, lam_orth=0)')
+    if net is not None and any(isinstance(m, MoE) for m in net.modules()):
+        raise ValueError('net has experts (MoE), and a slice cannot tell an unused expert from one with a '
+                         'zero gradient: leave them out, or keep the network whole with `exact` or `ddp`')
 
 # %% ../nbs/15a_large.ipynb #3f3f3535
 def gram(
@@ -37,7 +42,8 @@ def gram(
 )->Tensor:      # (n,n), float64
     "Inner products of whole gradients, in one message."
     n = len(gs); at = torch.tril_indices(n, n); K = torch.zeros(n, n, dtype=torch.float64)
-    K[at[0], at[1]] = torch.tensor(dots([(gs[i], gs[j]) for i,j in zip(*at.tolist())], team), dtype=torch.float64)
+    K[at[0], at[1]] = torch.tensor(dots([(gs[i], gs[j]) for i,j in zip(*at.tolist())], team),
+                                   dtype=torch.float64)
     return K + K.tril(-1).T
 
 def angles(
@@ -57,14 +63,18 @@ class SlicedHeld:
         "Parameter name -> (slice of θ⁰, of I1, of I2), and the factor common to all."
         h = self.held
         if self.cut is None:
-            ps, imp = dict(net.named_parameters()), h.imp; unit = 1/(sum(v.numel() for v in imp.I2.values())*imp.scale)
-            self.cut = {n: tuple(cut_like(d[n], ps[n]).to(local(ps[n])).clone() for d in (h.theta0, imp.I1, imp.I2)) for n in imp.I2 if n in ps}, unit
+            ps, imp = dict(net.named_parameters()), h.imp
+            unit = 1/(sum(v.numel() for v in imp.I2.values())*imp.scale)
+            self.cut = {n: tuple(cut_like(d[n], ps[n]).to(local(ps[n])).clone()
+                                 for d in (h.theta0, imp.I1, imp.I2)) for n in imp.I2 if n in ps}, unit
             h.theta0, h.imp = None, True
         return self.cut
 
 def pull_back(net, held, w, cfg, team):
     "Value and gradient slices of the importance penalty (eq. 5), a function of each number alone."
-    cut, unit = held.slices(net); order = cfg.order if isinstance(cfg.order, tuple) else (cfg.order,); gs, parts = {}, []
+    cut, unit = held.slices(net)
+    order = cfg.order if isinstance(cfg.order, tuple) else (cfg.order,)
+    gs, parts = {}, []
     for n,p in net.named_parameters():
         if n not in cut: continue
         theta, I1, I2 = cut[n]; d = local(p)-theta
@@ -85,8 +95,12 @@ def shares(
 def objectives(net, batch, t, gen, cfg, n, team):
     "The groups of a batch with `n` clean pictures as (function, size): of clean pictures, of pairs, and of the pairs that only train. Averaged over the workers a function is the mean of its group."
     W, B = team.world, len(batch.x)*team.world; cutting = min(B, max(cfg.angle, cfg.groups))
-    def group(losses, part, size): return lambda: losses(part).sum()*(W/size) if part.stop > part.start else losses(slice(0,1)).sum()*0, size
-    def noised(noise): return lambda s: gen_loss(net, (batch.x if batch.clean is None else batch.clean)[s], noise(), gamma=cfg.gamma)
+    def group(losses, part, size):
+        return (lambda: losses(part).sum()*(W/size) if part.stop > part.start else losses(slice(0,1)).sum()*0,
+                size)
+    def noised(noise):
+        return lambda s: gen_loss(net, (batch.x if batch.clean is None else batch.clean)[s], noise(),
+                                  gamma=cfg.gamma)
     pairs = lambda s: rec_losses(net, batch.x[s], batch.y[s], t[s], cfg)
     gs = [group(noised(_again(gen)), *o) for o in shares(n, cfg.groups, team.rank, W)]
     rs = [group(pairs, *o) for o in shares(cutting, cfg.groups, team.rank, W)]
@@ -104,27 +118,36 @@ def angle_gradients(fs, gs, n, ps, on, eps, team):
     "Value of the orthogonality loss of groups, `n` of generation first, and its gradient slices, None where not `on`."
     at = [i for i,o in enumerate(on) if o]; theta = [local(ps[i]) for i in at]
     own = [[torch.zeros_like(x) if g[i] is None else g[i] for i,x in zip(at, theta)] for g in gs]
-    K = gram(own, team).requires_grad_(); loss = angles(K, n); C = torch.autograd.grad(loss, K)[0]; C = C+C.T; K = K.detach()
+    K = gram(own, team).requires_grad_(); loss = angles(K, n)
+    C = torch.autograd.grad(loss, K)[0]; C = C+C.T; K = K.detach()
     size, length = (C@K*C).sum(1).clamp(min=0).sqrt().tolist(), dots([(theta, theta)], team)[0]**.5
     pull = [torch.zeros_like(x) for x in theta]
     for f,row,g,s in zip(fs, C.tolist(), own, size):
         v = [sum(c*x for c,x in zip(row, xs)) for xs in zip(*own)]; h = eps*length/max(s, 1e-30)
         moved = displaced(f, ps, theta, v, h)
-        torch._foreach_add_(pull, [(torch.zeros_like(b) if moved[i] is None else moved[i])-b for i,b in zip(at, g)], alpha=1/h)
+        torch._foreach_add_(pull,
+                            [(torch.zeros_like(b) if moved[i] is None else moved[i])-b for i,b in zip(at, g)],
+                            alpha=1/h)
     pull = dict(zip(at, pull)); return loss.detach(), [pull.get(i) for i in range(len(ps))]
 
 # %% ../nbs/15a_large.ipynb #7f1e5da5
 def weighted(parts):
     "Sum of (loss, gradient slices) with their weights."
     add = lambda gs: (g := [w*x for w,x in gs if x is not None]) and sum(g[1:], g[0]) if gs else None
-    return sum(w*l for w,l,_ in parts), [add(gs) if (gs := [(w, g[i]) for w,_,g in parts if g[i] is not None]) else None for i in range(len(parts[0][2]))]
+    return sum(w*l for w,l,_ in parts), [add(gs) if (gs := [(w, g[i]) for w,_,g in parts if g[i] is not None])
+                                         else None for i in range(len(parts[0][2]))]
 
 def with_angles(net, batch, t, gen, held, cfg, ps, n, team):
     "Losses and gradient slices of both objectives and of the displaced orthogonality loss."
-    gs, rs, rest = objectives(net, batch, t, gen, cfg, n, team); gs, rs = ([(_replayed(f, _gpus(map(local, ps))), size) for f,size in fs] for fs in (gs, rs)); B, on = len(batch.x)*team.world, [k in set(held.shallow) for k in held.names]
+    gs, rs, rest = objectives(net, batch, t, gen, cfg, n, team)
+    gs, rs = ([(_replayed(f, _gpus(map(local, ps))), size) for f,size in fs] for fs in (gs, rs))
+    B, on = len(batch.x)*team.world, [k in set(held.shallow) for k in held.names]
     done = [((l := f()).detach(), differentiate(l, ps), size) for f,size in gs+rs+rest]
-    l_gen, g = weighted([(size/n, l, g) for l,g,size in done[:len(gs)]]); l_rec, rec = weighted([(size/B, l, g) for l,g,size in done[len(gs):]])
-    m = len(gs)+len(rs); orth, pull = angle_gradients([f for f,_ in (gs+rs)], [g for _,g,_ in done[:m]], len(gs), ps, on, cfg.eps, team)
+    l_gen, g = weighted([(size/n, l, g) for l,g,size in done[:len(gs)]])
+    l_rec, rec = weighted([(size/B, l, g) for l,g,size in done[len(gs):]])
+    m = len(gs)+len(rs)
+    orth, pull = angle_gradients([f for f,_ in (gs+rs)], [g for _,g,_ in done[:m]], len(gs), ps, on,
+                                 cfg.eps, team)
     due = n/(cfg.mix*B)
     return l_rec, l_gen*due, rec, [due*a if o and a is not None else None for a,o in zip(g, on)], orth, pull
 
@@ -136,36 +159,47 @@ def two_gradients(net, batch, t, gen, held, cfg, ps, n, mean_n):
     x = batch.clean if n else batch.x[:1]; due = n/(cfg.mix*len(batch.x))
     l_gen = gen_loss(net, x, _again(gen)(), gamma=cfg.gamma).mean()*due; g = differentiate(l_gen, ps)
     shallow = set(held.shallow)
-    return l_rec.detach(), l_gen.detach(), rec, [u if name in shallow else None for name,u in zip(held.names, g)]
+    return (l_rec.detach(), l_gen.detach(), rec,
+            [u if name in shallow else None for name,u in zip(held.names, g)])
 
 def unopposed(g, rec, team):
     "The generation gradient without what points against reconstruction."
-    ab, bb = dots([(g, rec), ([b for a,b in zip(g, rec) if a is not None],)*2], team); c = min(ab, 0.)/max(bb, 1e-300)
+    ab, bb = dots([(g, rec), ([b for a,b in zip(g, rec) if a is not None],)*2], team)
+    c = min(ab, 0.)/max(bb, 1e-300)
     return [None if a is None or b is None else a-c*b for a,b in zip(g, rec)]
 
 def as_long(o, rec, team):
     "The orthogonality gradient, as long as that of reconstruction over the slices that it reaches (`lengths`)."
     if all(v is None for v in o): return o
-    aa, bb = dots([(o, o), ([b for a,b in zip(o, rec) if a is not None],)*2], team); c = (bb/max(aa, 1e-300))**.5
+    aa, bb = dots([(o, o), ([b for a,b in zip(o, rec) if a is not None],)*2], team)
+    c = (bb/max(aa, 1e-300))**.5
     return [None if v is None else c*v for v in o]
 
 # %% ../nbs/15a_large.ipynb #54385611
 def sliced_step(net, batch, gen, reduce, t_star, cfg, held, team):
     "One step of fine-tuning on slices: first derivatives and inner products only (Eq. 12)."
     t, ps, h = steps_of(batch, t_star), [p for p in net.parameters() if p.requires_grad], held.held
-    w = mean_weights(h.depth, t, rate=cfg.rate, rule=cfg.rule, T=net.T); n = 0 if batch.clean is None else len(batch.clean)
-    v = reduce(torch.tensor([float(n), *w.values()], dtype=torch.float64, device=batch.x.device)).tolist(); mean_n, w = v[0], dict(zip(w, v[1:]))
+    w = mean_weights(h.depth, t, rate=cfg.rate, rule=cfg.rule, T=net.T)
+    n = 0 if batch.clean is None else len(batch.clean)
+    v = reduce(torch.tensor([float(n), *w.values()], dtype=torch.float64, device=batch.x.device)).tolist()
+    mean_n, w = v[0], dict(zip(w, v[1:]))
     orth, pull = torch.zeros(()), [None]*len(ps)
-    if cfg.lam_orth and mean_n and cfg.mu: l_rec, l_gen, rec, g, orth, pull = with_angles(net, batch, t, gen, h, cfg, ps, round(mean_n*team.world), team)
+    if cfg.lam_orth and mean_n and cfg.mu:
+        l_rec, l_gen, rec, g, orth, pull = with_angles(net, batch, t, gen, h, cfg, ps,
+                                                       round(mean_n*team.world), team)
     else: l_rec, l_gen, rec, g = two_gradients(net, batch, t, gen, h, cfg, ps, n, mean_n)
     fade = [w[k] for k in h.names]
-    if g is not None and cfg.project: g, fade = unopposed(_plus([None]*len(ps), g, fade), rec, team), [1.]*len(ps)
+    if g is not None and cfg.project:
+        g, fade = unopposed(_plus([None]*len(ps), g, fade), rec, team), [1.]*len(ps)
     if cfg.lengths: pull = as_long(pull, rec, team)
-    gs = _plus(_plus(rec, g or [None]*len(ps), [cfg.mu*f for f in fade]), pull, [cfg.lam_orth*w[k] for k in h.names])
+    gs = _plus(_plus(rec, g or [None]*len(ps), [cfg.mu*f for f in fade]), pull,
+               [cfg.lam_orth*w[k] for k in h.names])
     reg = 0.
     if cfg.lam_reg and h.imp is not None:
-        reg, pull = pull_back(net, held, w, cfg, team); gs = _plus(gs, [pull.get(k) for k in h.names], [cfg.lam_reg]*len(gs))
-    return dict(loss=l_rec+cfg.mu*l_gen+cfg.lam_reg*reg+cfg.lam_orth*orth, grads=gs, rec=l_rec, gen=l_gen, reg=reg, orth=orth)
+        reg, pull = pull_back(net, held, w, cfg, team)
+        gs = _plus(gs, [pull.get(k) for k in h.names], [cfg.lam_reg]*len(gs))
+    return dict(loss=l_rec+cfg.mu*l_gen+cfg.lam_reg*reg+cfg.lam_orth*orth, grads=gs, rec=l_rec, gen=l_gen,
+                reg=reg, orth=orth)
 
 # %% ../nbs/15a_large.ipynb #79b2f0be
 def finetune_sliced(
@@ -182,12 +216,18 @@ def finetune_sliced(
     **kw,           # further arguments of `fit`, such as `run` and `after`
 ):                  # the averaged network, in slices; `whole_state` puts it together
     "`finetune` for a network that does not fit on one GPU."
-    if reduce is None or not reduce.split: raise ValueError('reduce has to be a team from `fsdp()`: whole networks are fine-tuned by `finetune`')
+    if reduce is None or not reduce.split:
+        raise ValueError('reduce has to be a team from `fsdp()`: whole networks are fine-tuned by `finetune`')
     check_sliced(gef, net)
     for v in (t.values() if isinstance(t, dict) else [t]): check_steps(v, net.T, 't')
-    if isinstance(pairs, (list,tuple)): pairs = Pairs([y for _,y in pairs], [x for x,_ in pairs], 'pairs', patch=patch)
+    if isinstance(pairs, (list,tuple)):
+        pairs = Pairs([y for _,y in pairs], [x for x,_ in pairs], 'pairs', patch=patch)
     if isinstance(clean, (list,tuple)): clean = Clean(clean, patch=patch)
-    if clean is None and (gef.mu*gef.mix or gef.lam_reg): raise ValueError('clean is None: generation and the importance of weights need clean pictures; pass some, or gef=PLAIN')
-    draw = stream(pairs, batch=batch, seed=cfg.seed, clean=clean if gef.mu else None, mix=gef.mix if gef.mu else 0., clump=gef.clump)
+    if clean is None and (gef.mu*gef.mix or gef.lam_reg):
+        raise ValueError('clean is None: generation and the importance of weights need clean pictures; pass '
+                         'some, or gef=PLAIN')
+    draw = stream(pairs, batch=batch, seed=cfg.seed, clean=clean if gef.mu else None,
+                  mix=gef.mix if gef.mu else 0., clump=gef.clump)
     held = SlicedHeld(hold(net, clean, gef, cfg.seed) if held is None else held)
-    return fit(net, draw, partial(sliced_step, t_star=t, cfg=gef, held=held, team=reduce), cfg, reduce=reduce, **kw)
+    return fit(net, draw, partial(sliced_step, t_star=t, cfg=gef, held=held, team=reduce), cfg,
+               reduce=reduce, **kw)

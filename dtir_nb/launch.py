@@ -9,7 +9,8 @@ __all__ = ['held_out', 'find_steps', 'put', 'tune', 'train_ours', 'plain_step', 
            'run_main', 'score', 'table', 'start_rival', 'run_demo', 'report', 'figures', 'page']
 
 # %% ../nbs/19_launch.ipynb #d115cc09
-import argparse, base64, contextlib, ctypes, html, io, json, os, re, secrets, signal, subprocess, sys, tempfile, time
+import argparse, base64, contextlib, ctypes, html, io, json, os, re, secrets, signal, subprocess, sys
+import tempfile, time
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
@@ -28,14 +29,19 @@ from .finetuning import charbonnier, finetune
 from .large import finetune_sliced
 from .incremental import History, Stage, train_incremental
 from .restoring import Restorer, TimestepEstimator, build_net, save_restorer, train_estimator
-from .recipes import ABLATIONS, RECIPES, Recipe, ablation, check_config, clean_pictures, demo, fit_config, gef, photos, read_recipe, recipe, setting_a, setting_b, sources, team_of, write
+from .recipes import (ABLATIONS, RECIPES, Recipe, ablation, check_config, clean_pictures, demo,
+                             fit_config, gef, photos, read_recipe, recipe, setting_a, setting_b, sources,
+                             team_of, write)
 from .plan import plan_text
 
 # %% ../nbs/19_launch.ipynb #64df7e94
 def held_out(r:Recipe, strength)->dict:
     "Task -> list of (x, y) from the held-out photographs; `strength` is 'source' or 'hard'."
-    mid = lambda x: x[None, :, max(x.shape[1]-r.size,0)//2:][:, :, :r.size, max(x.shape[2]-r.size,0)//2:][..., :r.size]
-    return {k: [(mid(x), degrade(mid(x), k, rng(r.seed,'held',k,strength,i), getattr(STRENGTHS[k], strength))[0]) for i,x in enumerate(photos('held_out'))] for k in r.tasks}
+    mid = lambda x: x[None, :, max(x.shape[1]-r.size,0)//2:][:, :, :r.size, max(x.shape[2]-r.size,0)//2:][...,
+        :r.size]
+    return {k: [(mid(x),
+                 degrade(mid(x), k, rng(r.seed,'held',k,strength,i), getattr(STRENGTHS[k], strength))[0])
+                for i,x in enumerate(photos('held_out'))] for k in r.tasks}
 
 def find_steps(net, r:Recipe, out=None)->dict:
     "Task -> `Match`, on crops of the training pictures; a signal is heard between two tasks."
@@ -58,10 +64,12 @@ def tune(
     out, team,      # directory of the run, `Team`
 )->History:
     "Stages 3 and 4: task by task in the order of t*, or all tasks at once."
-    cfg, kw, src, clean = fit_config(r, r.tune, r.lr_tune, 1 if r.order == 'joint' else len(matches)), dict(patch=r.patch, batch=r.batch, reduce=team), sources(r), clean_pictures(r)
+    cfg, kw, src, clean = (fit_config(r, r.tune, r.lr_tune, 1 if r.order == 'joint' else len(matches)),
+                           dict(patch=r.patch, batch=r.batch, reduce=team), sources(r), clean_pictures(r))
     if r.order != 'joint' and not (team and team.split):
         order = sorted(matches, key=lambda k: -matches[k].t) if r.order == 'descending' else None
-        return train_incremental(full, src, matches, clean, cfg, gef(r), order=order, last=r.last or None, run=out/'tune', **kw)
+        return train_incremental(full, src, matches, clean, cfg, gef(r), order=order, last=r.last or None,
+                                 run=out/'tune', **kw)
     f, t = finetune_sliced if team and team.split else finetune, {k: m.t for k,m in matches.items()}
     net = f(full, Mixture(src), clean, t, cfg, gef(r), run=out/'tune'/'joint', **kw)
     return History(net, [Stage('all', tuple(t), t)], [])
@@ -78,12 +86,14 @@ def train_ours(
     out = Path(out)
     with seeded(r.seed): net = build_net(r.spec | dict(experts=None)).to(device)
     say(f'1 generative pre-training, {r.pre} steps')
-    net = pretrain(net, clean_pictures(r), fit_config(r, r.pre, r.lr_pre), run=out/'pretrain', reduce=team, patch=r.patch, batch=r.batch)
+    net = pretrain(net, clean_pictures(r), fit_config(r, r.pre, r.lr_pre), run=out/'pretrain', reduce=team,
+                   patch=r.patch, batch=r.batch)
     with seeded(r.seed): net = put(build_net(r.spec | dict(experts=None)), whole_state(net)).to(device)
     say('2 matching time steps')
     matches = find_steps(net, r, out)
     say('  ' + ', '.join(f'{k} t*={m.t}' + ('' if m.matched else ' (unmatched)') for k,m in matches.items()))
-    say(f'3, 4 fine-tuning {len(r.tasks)} task{"s"*(len(r.tasks)>1)} ({r.order}), {r.tune} steps, {r.experts} experts')
+    say(f'3, 4 fine-tuning {len(r.tasks)} task{"s"*(len(r.tasks)>1)} ({r.order}), {r.tune} steps, '
+        f'{r.experts} experts')
     with seeded(r.seed, 'experts'): full = put(build_net(r.spec), net.state_dict()).to(device)
     h = tune(r, full, matches, out, team)
     return h.net, matches, h
@@ -111,15 +121,25 @@ class Parser(argparse.ArgumentParser):
 def options(prog)->Parser:
     "What both entry points understand."
     ap = Parser(prog=prog, description='Train a recipe.', allow_abbrev=False)
-    ap.add_argument('recipe', help=f'NAME or NAME:ARGUMENT, of {", ".join(RECIPES)}'); ap.add_argument('--out', help='directory of the run; a run that was cut off goes on')
-    ap.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='change a line of the recipe; may be repeated')
-    ap.add_argument('--scale', help='size of the demonstration'); ap.add_argument('--seed', type=int); ap.add_argument('--shards', type=int, help='parts of a batch')
-    ap.add_argument('--dry-run', action='store_true', help='print stages, steps, pictures, hours and memory, and train nothing')
+    ap.add_argument('recipe', help=f'NAME or NAME:ARGUMENT, of {", ".join(RECIPES)}')
+    ap.add_argument('--out', help='directory of the run; a run that was cut off goes on')
+    ap.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
+                    help='change a line of the recipe; may be repeated')
+    ap.add_argument('--scale', help='size of the demonstration')
+    ap.add_argument('--seed', type=int)
+    ap.add_argument('--shards', type=int, help='parts of a batch')
+    ap.add_argument('--dry-run', action='store_true', help='print stages, steps, pictures, hours and memory, '
+                    'and train nothing')
     ap.add_argument('--hardware', default='here', help="for --dry-run: here, or such as 8x1080ti, 8xh100")
-    ap.add_argument('--part', choices=('ours','plain'), default='ours', help='plain: the rival'); ap.add_argument('--device'); ap.add_argument('--patience', type=float, default=600., help='seconds after which a silent worker is given up')
+    ap.add_argument('--part', choices=('ours','plain'), default='ours', help='plain: the rival')
+    ap.add_argument('--device')
+    ap.add_argument('--patience', type=float, default=600.,
+                    help='seconds after which a silent worker is given up')
     return ap
 
-def named(a)->str: return a.recipe + (f':{a.scale}' if a.scale and a.scale != 'default' else '')   # --scale tiny is short for demo:tiny
+# %% ../nbs/19_launch.ipynb #65c5f684
+# --scale tiny is short for demo:tiny
+def named(a)->str: return a.recipe + (f':{a.scale}' if a.scale and a.scale != 'default' else '')
 
 def chosen(a)->Recipe:
     "The recipe of a command line."
@@ -134,10 +154,13 @@ def begun(
     "With how many shards a run was begun, as its checkpoints know, or else its `config.json`."
     old = read_recipe(out) if out else None
     if not old or replace(old, shards=1) != replace(r, shards=1): return None
-    for p in (p for d in (Path(out)/'pretrain', *sorted((Path(out)/'tune').glob('*'))) for p in checkpoints(d)):
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError): return int(json.loads((p/'state.json').read_text())['who']['shards'])
+    for p in (p for d in (Path(out)/'pretrain', *sorted((Path(out)/'tune').glob('*')))
+              for p in checkpoints(d)):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            return int(json.loads((p/'state.json').read_text())['who']['shards'])
     return old.shards
 
+# %% ../nbs/19_launch.ipynb #0d381ca5
 def settled(
     r:Recipe,
     a,           # options
@@ -152,9 +175,9 @@ def settled(
 def claim(r:Recipe, out):
     "`check_config`, and a page without the shards of the workers is put right."
     old = read_recipe(out)
-    if old and old.shards < r.shards == begun(out, r): write(Path(out)/'config.json', json.dumps(asdict(r), indent=1))
+    if old and old.shards < r.shards == begun(out, r):
+        write(Path(out)/'config.json', json.dumps(asdict(r), indent=1))
     check_config(r, out)
-
 
 # %% ../nbs/19_launch.ipynb #c46d0187
 def said(
@@ -165,10 +188,14 @@ def said(
 ):
     "Leave word for the parent, since torchrun passes no exit codes on."
     if out and Path(out).is_dir():
-        with contextlib.suppress(OSError): write(Path(out)/'status.json', json.dumps(dict(code=code, message=message, rank=int(os.environ.get('RANK', 0)), parent=os.environ.get('DTIR_PARENT')) | more))
+        with contextlib.suppress(OSError):
+            write(Path(out)/'status.json',
+                  json.dumps(dict(code=code, message=message, rank=int(os.environ.get('RANK', 0)),
+                                  parent=os.environ.get('DTIR_PARENT')) | more))
 
 def one_line(e)->str: return ' '.join(str(e).split()) or type(e).__name__
 
+# %% ../nbs/19_launch.ipynb #78138d58
 def work(a):
     "Train what the options say, as one of the workers if there are several."
     if not a.out: raise ValueError('--out is missing: name a directory for the run')
@@ -177,7 +204,9 @@ def work(a):
     r = settled(chosen(a), a, world); team = team_of(r, world); team.patience = a.patience
     first = team.rank == 0
     if first: claim(r, a.out)
-    if a.part == 'plain': return save_net(train_plain(r, a.out, device).cpu(), Path(a.out)/'plain.safetensors', dict(spec=r.spec | dict(T=None, experts=None)))
+    if a.part == 'plain':
+        return save_net(train_plain(r, a.out, device).cpu(), Path(a.out)/'plain.safetensors',
+                        dict(spec=r.spec | dict(T=None, experts=None)))
     net, matches, _ = train_ours(r, a.out, device, team, say=print if first else lambda *_: None)
     state = whole_state(net)
     with seeded(r.seed): net = put(build_net(r.spec), state)
@@ -199,8 +228,10 @@ def worker(argv=None)->int:
     except Exception as e:
         code = exit_code(e)
         if code == 1: raise
-        if os.environ.get('DTIR_PARENT') or code not in (2, 73): said(out, code, one_line(e), **({'step': e.step} if isinstance(e, Preempted) else {}))
-        if os.environ.get('RANK', '0') == '0' or code != 85: print(f'dtir: {one_line(e)}', file=sys.stderr, flush=True)
+        if os.environ.get('DTIR_PARENT') or code not in (2, 73):
+            said(out, code, one_line(e), **({'step': e.step} if isinstance(e, Preempted) else {}))
+        if os.environ.get('RANK', '0') == '0' or code != 85:
+            print(f'dtir: {one_line(e)}', file=sys.stderr, flush=True)
         return 0 if 'RANK' in os.environ and (code == 85 or os.environ.get('DTIR_PARENT')) else code
 
 # %% ../nbs/19_launch.ipynb #13e649ba
@@ -215,8 +246,11 @@ def torchrun(
 ):                # the finished process; raises with its output if it failed
     "Start workers on this machine and wait for them."
     with tempfile.TemporaryDirectory() as d:
-        done = subprocess.run(agent(args, n, meet=Path(d)/'meet'), env=surroundings(**env), capture_output=True, text=True)
-    if done.returncode: raise RuntimeError(f'workers ended with {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}')
+        done = subprocess.run(agent(args, n, meet=Path(d)/'meet'), env=surroundings(**env),
+                              capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f'workers ended with '
+                           f'{done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}')
     return done
 
 # %% ../nbs/19_launch.ipynb #05956911
@@ -231,15 +265,20 @@ def agent(
     shutdown=120,     # seconds that workers have to save when told to stop
 )->list:
     "The torchrun command. Without a `master` nothing listens but on loopback: torchrun's own --standalone would open a port on every interface."
-    place = ['--rdzv-endpoint', master] if master else ['--rdzv-conf', 'store_type=file', '--rdzv-endpoint', str(meet), '--local-addr', '127.0.0.1']
-    return [sys.executable, '-m', 'torch.distributed.run', '--nnodes', str(nodes), '--nproc-per-node', str(n), '--max-restarts', str(restarts), '--monitor-interval', '0.5', '--shutdown-timeout', str(shutdown),
+    place = ['--rdzv-endpoint', master] if master else ['--rdzv-conf', 'store_type=file', '--rdzv-endpoint',
+                                                        str(meet), '--local-addr', '127.0.0.1']
+    return [sys.executable, '-m', 'torch.distributed.run', '--nnodes', str(nodes), '--nproc-per-node', str(n),
+            '--max-restarts', str(restarts), '--monitor-interval', '0.5', '--shutdown-timeout', str(shutdown),
             '--rdzv-backend', 'c10d', '--rdzv-id', job, *place, '-m', 'dtir_nb.launch', *map(str, args)]
 
 # %% ../nbs/19_launch.ipynb #595e9c80
 def surroundings(**env)->dict:
     "The environment of the workers."
-    if os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'): raise ValueError('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set, which lets weights run code: unset it')
-    return {**os.environ, 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1', 'OMP_NUM_THREADS': os.environ.get('OMP_NUM_THREADS', '1'), **env}   # the first: else a restart meets the dead (PyTorch issue 135712)
+    if os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'):
+        raise ValueError('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set, which lets weights run code: unset it')
+    # the first: else a restart meets the dead (PyTorch issue 135712)
+    return {**os.environ, 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1',
+            'OMP_NUM_THREADS': os.environ.get('OMP_NUM_THREADS', '1'), **env}
 
 # %% ../nbs/19_launch.ipynb #069fdb40
 def _die_with_me():
@@ -273,26 +312,36 @@ def verdict(rc, out, asked, who=None)->tuple:
     if s.get('code'): return s['code'], s['message']
     if rc == 0: return 0, ''
     if asked: return 85, 'stopped before anything new was to be saved; start again to go on'
-    log = Path(out)/'workers.log'; last = [l for l in (log.read_text(errors='replace').splitlines() if log.exists() else []) if 'Error' in l][-1:]
+    log = Path(out)/'workers.log'
+    last = [l for l in (log.read_text(errors='replace').splitlines() if log.exists() else [])
+            if 'Error' in l][-1:]
     return 1, f'the workers ended with {rc}{": " + last[0].strip()[:300] if last else ""}; see {log}'
 
 # %% ../nbs/19_launch.ipynb #f5513216
 def run_options()->Parser:
     "What `dtir run` understands."
-    ap = options('dtir run'); ap.add_argument('--workers', type=int, default=max(1, torch.cuda.device_count()), help='processes on this machine'); ap.add_argument('--restarts', type=int, default=3, help='how often dead workers are replaced')
-    ap.add_argument('--nodes', default='1', help='machines, or MIN:MAX'); ap.add_argument('--master', help='HOST:PORT where machines meet; anyone who reaches it can join, so only inside a network you trust'); ap.add_argument('--job', default='dtir')
+    ap = options('dtir run')
+    ap.add_argument('--workers', type=int, default=max(1, torch.cuda.device_count()),
+                    help='processes on this machine')
+    ap.add_argument('--restarts', type=int, default=3, help='how often dead workers are replaced')
+    ap.add_argument('--nodes', default='1', help='machines, or MIN:MAX')
+    ap.add_argument('--master', help='HOST:PORT where machines meet; anyone who reaches it can join, so only '
+                    'inside a network you trust')
+    ap.add_argument('--job', default='dtir')
     return ap
 
 def most(a)->int:
     "Workers of all machines, at most."
-    if not re.fullmatch(r'[1-9]\d*(:[1-9]\d*)?', a.nodes): raise ValueError(f'--nodes {a.nodes}: a number of machines, or MIN:MAX')
+    if not re.fullmatch(r'[1-9]\d*(:[1-9]\d*)?', a.nodes):
+        raise ValueError(f'--nodes {a.nodes}: a number of machines, or MIN:MAX')
     if a.workers < 1: raise ValueError(f'--workers {a.workers}: at least 1')
     return a.workers*int(a.nodes.split(':')[-1])
 
 def handed_on(a)->list:
     "The part of the options that the workers need."
     args = [named(a), '--out', a.out, '--patience', a.patience, *[v for s in a.set for v in ('--set', s)]]
-    return args + [v for k in ('seed','shards') if getattr(a, k) is not None for v in (f'--{k}', getattr(a, k))]
+    return args + [v for k in ('seed','shards') if getattr(a, k) is not None
+                   for v in (f'--{k}', getattr(a, k))]
 
 # %% ../nbs/19_launch.ipynb #eeaf6255
 def supervise(argv)->int:
@@ -300,13 +349,19 @@ def supervise(argv)->int:
     a = run_options().parse_args(argv); n, r = most(a), chosen(a)
     if a.dry_run: print(plan_text(r, a.hardware)); return 0
     if not a.out: raise ValueError('--out is missing: name a directory for the run')
-    if a.nodes != '1' and not a.master: raise ValueError(f'--nodes {a.nodes} wants --master HOST:PORT: by default nothing listens beyond this machine')
-    r = settled(r, a, n); a.shards = r.shards                                                                 # refuse what cannot work, and tell the workers
-    me = f'{a.job}@{a.master}' if a.master else secrets.token_hex(8); env = surroundings(DTIR_PARENT=me)      # the parents of several machines answer to one name
-    lock = contextlib.nullcontext(Path(a.out).mkdir(parents=True, exist_ok=True)) if a.master else run_lock(a.out, '.launcher')
-    with lock, tempfile.TemporaryDirectory() as d, stop_signals() as asked, open(Path(a.out)/'workers.log', 'a') as log:
+    if a.nodes != '1' and not a.master:
+        raise ValueError(f'--nodes {a.nodes} wants --master HOST:PORT: by default nothing listens beyond '
+                         f'this machine')
+    r = settled(r, a, n); a.shards = r.shards  # refuse what cannot work, and tell the workers
+    # the parents of several machines answer to one name
+    me = f'{a.job}@{a.master}' if a.master else secrets.token_hex(8); env = surroundings(DTIR_PARENT=me)
+    lock = (contextlib.nullcontext(Path(a.out).mkdir(parents=True, exist_ok=True)) if a.master
+            else run_lock(a.out, '.launcher'))
+    with lock, tempfile.TemporaryDirectory() as d, stop_signals() as asked, open(Path(a.out)/'workers.log',
+        'a') as log:
         said(a.out, 0, parent=me); claim(r, a.out)
-        child = subprocess.Popen(agent(handed_on(a), a.workers, a.restarts, a.nodes, a.master, Path(d)/'meet', a.job), env=env, stderr=log, preexec_fn=_die_with_me)
+        child = subprocess.Popen(agent(handed_on(a), a.workers, a.restarts, a.nodes, a.master, Path(d)/'meet',
+                                       a.job), env=env, stderr=log, preexec_fn=_die_with_me)
         try: code, line = verdict(attend(child, a.out, asked, me), a.out, asked, me)
         finally:
             with contextlib.suppress(ProcessLookupError): os.killpg(child.pid, signal.SIGKILL)
@@ -335,16 +390,22 @@ def score(
         out[k] = tuple(torch.cat([m(r,x) for r,x in rs]).mean().item() for m in (psnr, ssim))
     return out
 
+# %% ../nbs/19_launch.ipynb #8198b7ac
 def table(
     scores:dict,  # 'source' | 'hard' -> name of the method -> task -> (PSNR, SSIM)
 )->str:
     "Input, rival and ours, at the trained strength and at the unseen, harder one."
     rows, names = [], list(scores['source'])
-    rows.append('| degradation | ' + ' | '.join(f'{n}, {w}' for w in ('source','target') for n in names) + ' |'); rows.append('|---|' + '---:|'*2*len(names))
+    rows.append('| degradation | ' + ' | '.join(f'{n}, {w}' for w in ('source','target') for n in names)
+                + ' |')
+    rows.append('|---|' + '---:|'*2*len(names))
     cell = lambda v: f'{v[0]:.2f} / {v[1]:.3f}'
-    for k in scores['source'][names[0]]: rows.append(f'| {k} | ' + ' | '.join(cell(scores[w][n][k]) for w in ('source','hard') for n in names) + ' |')
+    for k in scores['source'][names[0]]:
+        rows.append(f'| {k} | ' + ' | '.join(cell(scores[w][n][k]) for w in ('source','hard') for n in names)
+                    + ' |')
     mean = lambda d: tuple(sum(v[i] for v in d.values())/len(d) for i in (0,1))
-    rows.append('| **mean** | ' + ' | '.join(cell(mean(scores[w][n])) for w in ('source','hard') for n in names) + ' |')
+    rows.append('| **mean** | ' + ' | '.join(cell(mean(scores[w][n])) for w in ('source','hard')
+                                             for n in names) + ' |')
     return '\n'.join(rows)
 
 # %% ../nbs/19_launch.ipynb #97be64e1
@@ -352,7 +413,9 @@ def start_rival(r:Recipe, out, scale, device):
     "Train the rival in a process of its own, beside ours."
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
     log = open(Path(out)/'plain.log', 'w')
-    return subprocess.Popen([sys.executable, '-m', 'dtir_nb.launch', 'demo', '--part', 'plain', '--out', str(out), '--scale', scale, '--seed', str(r.seed), '--device', str(device)], env=env, stdout=log, stderr=log)
+    return subprocess.Popen([sys.executable, '-m', 'dtir_nb.launch', 'demo', '--part', 'plain', '--out',
+                             str(out), '--scale', scale, '--seed', str(r.seed), '--device', str(device)],
+                            env=env, stdout=log, stderr=log)
 
 # %% ../nbs/19_launch.ipynb #a94a3b44
 def run_demo(
@@ -368,13 +431,18 @@ def run_demo(
         print(f'plain supervision trains beside it, in a process of its own (its log: {out}/plain.log)')
         net, matches, h = train_ours(r, out, device)
         print('5 an estimator of the degradation, for photographs of which nothing is known')
-        with seeded(r.seed, 'estimator'): who = TimestepEstimator({k: m.t for k,m in matches.items()}, width=12).to(device)
-        who = train_estimator(who, Mixture({k: Synthetic(photos('train'), k, patch=max(r.patch,48)) for k in r.tasks}), fit_config(r, r.est, 2e-3), batch=r.batch, run=out/'estimator').cpu()
+        with seeded(r.seed, 'estimator'):
+            who = TimestepEstimator({k: m.t for k,m in matches.items()}, width=12).to(device)
+        who = train_estimator(who,
+                              Mixture({k: Synthetic(photos('train'), k, patch=max(r.patch,48))
+                                       for k in r.tasks}), fit_config(r, r.est, 2e-3), batch=r.batch,
+                              run=out/'estimator').cpu()
         net = net.cpu(); save_restorer(out, net, r.spec, {k: m.t for k,m in matches.items()}, who)
         print('6 waiting for the rival'); rival.wait()
     finally:
         if rival.poll() is None: rival.kill()
-    if rival.returncode: raise RuntimeError(f'the rival ended with {rival.returncode}: {(out/"plain.log").read_text()[-500:]}')
+    if rival.returncode:
+        raise RuntimeError(f'the rival ended with {rival.returncode}: {(out/"plain.log").read_text()[-500:]}')
     plain = load_net(out/'plain.safetensors', lambda c: build_net(c['spec'])).eval()
     return report(r, out, net, plain, matches, h, time.time()-t0)
 
@@ -383,14 +451,22 @@ def report(r, out, net, plain, matches, h, seconds)->dict:
     "Score, and write the run's files."
     ours = lambda y,k: net(y, matches[k].t)
     pairs = {w: held_out(r, w) for w in ('source','hard')}
-    scores = {w: dict(input=score(lambda y,k: y, p), plain=score(lambda y,k: plain(y, 0), p), ours=score(ours, p)) for w,p in pairs.items()}
+    scores = {w: dict(input=score(lambda y,k: y, p), plain=score(lambda y,k: plain(y, 0), p),
+                      ours=score(ours, p)) for w,p in pairs.items()}
     write(out/'scores.json', json.dumps(scores, indent=1)); write(out/'table.md', table(scores)+'\n')
-    write(out/'matches.json', json.dumps({k: dict(t=m.t, matched=m.matched, gain=m.gain, at_input=m.at_input, at_mean=m.at_mean, curve=m.curve.tolist()) for k,m in matches.items()}))
-    stages = [('pretrain', out/'pretrain'), *((f'tune/{p.name}', p) for p in sorted((out/'tune').iterdir())), ('estimator', out/'estimator'), ('plain', out/'plain')]
-    write(out/'log.jsonl', ''.join(json.dumps(dict(stage=n, **l))+'\n' for n,d in stages if d.exists() for l in read_log(d)))
+    write(out/'matches.json',
+          json.dumps({k: dict(t=m.t, matched=m.matched, gain=m.gain, at_input=m.at_input, at_mean=m.at_mean,
+                              curve=m.curve.tolist()) for k,m in matches.items()}))
+    stages = [('pretrain', out/'pretrain'), *((f'tune/{p.name}', p) for p in sorted((out/'tune').iterdir())),
+              ('estimator', out/'estimator'), ('plain', out/'plain')]
+    write(out/'log.jsonl',
+          ''.join(json.dumps(dict(stage=n, **l))+'\n' for n,d in stages if d.exists() for l in read_log(d)))
     figs = figures(r, out, net, plain, matches, pairs['source'], ours)
-    write(out/'report.html', page(r, scores, matches, figs, seconds)); write(out/'timing.json', json.dumps(dict(seconds=round(seconds,1))))
-    print(table(scores)); print(f'PSNR in dB / SSIM, RGB, {len(photos("held_out"))} held-out photographs, seed {r.seed}: a smoke-sized run that shows the machine, not its strength. Files in {out}, {seconds:.0f} s')
+    write(out/'report.html', page(r, scores, matches, figs, seconds))
+    write(out/'timing.json', json.dumps(dict(seconds=round(seconds,1))))
+    print(table(scores))
+    print(f'PSNR in dB / SSIM, RGB, {len(photos("held_out"))} held-out photographs, seed {r.seed}: a '
+          f'smoke-sized run that shows the machine, not its strength. Files in {out}, {seconds:.0f} s')
     return scores
 
 # %% ../nbs/19_launch.ipynb #80599b9a1
@@ -398,17 +474,24 @@ def report(r, out, net, plain, matches, h, seconds)->dict:
 def figures(r, out, net, plain, matches, pairs, ours)->dict:
     "The pictures of a report as PNG bytes; `restored.png` is also written by itself."
     import matplotlib; from matplotlib.figure import Figure
-    shown = {k: [y[0], plain(y,0)[0].clamp(0,1), ours(y,k)[0].clamp(0,1), x[0]] for k,((x,y),*_) in pairs.items()}
+    shown = {k: [y[0], plain(y,0)[0].clamp(0,1), ours(y,k)[0].clamp(0,1), x[0]]
+             for k,((x,y),*_) in pairs.items()}
     fig = Figure(figsize=(8, 2*len(shown)), dpi=90)
     for i,(k,ims) in enumerate(shown.items()):
         for j,(im,name) in enumerate(zip(ims, ('degraded','plain','ours','clean'))):
-            ax = fig.add_subplot(len(shown), 4, 4*i+j+1); ax.imshow(im.permute(1,2,0).numpy()); ax.axis('off'); ax.set_title(f'{k}: {name}' if j==0 else name, fontsize=9)
-    fig.tight_layout(pad=.3); curves = Figure(figsize=(6.5,3), dpi=90); plot_curves(matches, curves.add_subplot()).set_ylim(0,2)
+            ax = fig.add_subplot(len(shown), 4, 4*i+j+1)
+            ax.imshow(im.permute(1,2,0).numpy()); ax.axis('off')
+            ax.set_title(f'{k}: {name}' if j==0 else name, fontsize=9)
+    fig.tight_layout(pad=.3)
+    curves = Figure(figsize=(6.5,3), dpi=90)
+    plot_curves(matches, curves.add_subplot()).set_ylim(0,2)
     losses = Figure(figsize=(6.5,2.4), dpi=90); ax = losses.add_subplot()
-    for name,d in (('generation, pre-training', out/'pretrain'), ('plain supervision', out/'plain')): l = read_log(d); ax.semilogy([o['step'] for o in l], [o['loss'] for o in l], lw=.6, label=name)
+    for name,d in (('generation, pre-training', out/'pretrain'), ('plain supervision', out/'plain')):
+        l = read_log(d); ax.semilogy([o['step'] for o in l], [o['loss'] for o in l], lw=.6, label=name)
     ax.set(xlabel='step', ylabel='loss'); ax.legend(fontsize=7); losses.tight_layout(); curves.tight_layout()
     pngs = {}
-    for n,f in dict(restored=fig, curves=curves, losses=losses).items(): b = io.BytesIO(); f.savefig(b, format='png'); pngs[n] = b.getvalue()
+    for n,f in dict(restored=fig, curves=curves, losses=losses).items():
+        b = io.BytesIO(); f.savefig(b, format='png'); pngs[n] = b.getvalue()
     (out/'restored.png').write_bytes(pngs['restored'])
     return pngs
 
@@ -417,7 +500,8 @@ def page(r, scores, matches, figs, seconds)->str:
     "The report: one HTML file with its pictures inside."
     img = lambda n: f'<img alt="{n}" src="data:image/png;base64,{base64.b64encode(figs[n]).decode()}">'
     rows = [[c.strip() for c in l.strip('|').split('|')] for l in table(scores).splitlines()]
-    cells = lambda row, tag: '<tr>'+''.join(f'<{tag}>{html.escape(c.replace("*",""))}</{tag}>' for c in row)+'</tr>'
+    cells = lambda row, tag: '<tr>'+''.join(f'<{tag}>{html.escape(c.replace("*",""))}</{tag}>'
+                                            for c in row)+'</tr>'
     t = '<table>'+cells(rows[0],'th')+''.join(cells(o,'td') for o in rows[2:])+'</table>'
     ts = ', '.join(f'{k} {m.t}'+('' if m.matched else ' (unmatched)') for k,m in matches.items())
     css = 'body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222;background:#fff}table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.3em .7em;border-bottom:1px solid #ddd;text-align:right}td:first-child{text-align:left}img{max-width:100%}'

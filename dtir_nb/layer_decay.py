@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from .core import check_steps
 
 # %% ../nbs/13_layer_decay.ipynb #022d40e5
-STAGES = 4   # ℓ = STAGES·depth: layers are counted in stages of an encoder, so that networks of any depth fade alike
+# ℓ = STAGES·depth: layers are counted in stages of an encoder, so that networks of any depth fade alike
+STAGES = 4
 
 def per_step(t, depth, T):
     "The exponent $t^*·ℓ$: each step of the schedule confines generation a little more. The default."
@@ -33,9 +34,13 @@ def depth_only(
 
 # %% ../nbs/13_layer_decay.ipynb #74013af1
 def _check_depth(depth):
-    if not isinstance(depth, dict) or not depth: raise ValueError(f'depth is {type(depth).__name__} of length {len(depth) if hasattr(depth,"__len__") else "?"}: give a dict of parameter name -> depth, e.g. from `depth_of(net)`')
+    if not isinstance(depth, dict) or not depth:
+        raise ValueError(f'depth is {type(depth).__name__} of length '
+                         f'{len(depth) if hasattr(depth,"__len__") else "?"}: give a dict of parameter name '
+                         f'-> depth, e.g. from `depth_of(net)`')
     bad = next(((k,v) for k,v in depth.items() if not 0 <= v <= 1), None)
-    if bad: raise ValueError(f'depth[{bad[0]!r}] is {bad[1]}: depths are shares in [0,1], 0 for what runs first')
+    if bad:
+        raise ValueError(f'depth[{bad[0]!r}] is {bad[1]}: depths are shares in [0,1], 0 for what runs first')
 
 def layer_weights(
     depth:dict,     # parameter name -> depth in [0,1] by order of execution, e.g. from `depth_of`
@@ -46,7 +51,8 @@ def layer_weights(
 )->dict:            # parameter name -> weight in (0,1]
     "The layer-wise decay $w_ℓ(t^*)=(1-a)^{rule}$ (eq. 10)."
     _check_depth(depth); check_steps(t, T, 't')
-    if not 0 <= rate < 1: raise ValueError(f'rate is {rate}: a decay rate lies in [0,1); 0 switches the decay off')
+    if not 0 <= rate < 1:
+        raise ValueError(f'rate is {rate}: a decay rate lies in [0,1); 0 switches the decay off')
     return {k: float((1-rate)**rule(float(t), d, T)) for k,d in depth.items()}
 
 # %% ../nbs/13_layer_decay.ipynb #4337eb53
@@ -68,7 +74,8 @@ def shallow_params(
 )->list:         # parameter names, in the order of `depth`
     "The parameters at depth ≤ `cut`: those that generation reaches and that the orthogonality loss looks at (Sec. 2.2)."
     _check_depth(depth)
-    if not 0 <= cut <= 1: raise ValueError(f'cut is {cut}: depth is a share in [0,1]; 1 lets generation reach every layer')
+    if not 0 <= cut <= 1:
+        raise ValueError(f'cut is {cut}: depth is a share in [0,1]; 1 lets generation reach every layer')
     return [k for k,d in depth.items() if d <= cut]
 
 # %% ../nbs/13_layer_decay.ipynb #b833bffd
@@ -82,9 +89,15 @@ def shallow_grads(
     "The gradient of generation on the shallow layers only, each faded by its weight (Sec. 2.2)."
     ps = dict(net.named_parameters())
     lost = [n for n in names if n not in ps]
-    if lost: raise ValueError(f'names holds {lost[0]!r}, which is no parameter of the network: take names from `depth_of(net)` of this very network')
+    if lost:
+        raise ValueError(f'names holds {lost[0]!r}, which is no parameter of the network: take names from '
+                         f'`depth_of(net)` of this very network')
     gs = torch.autograd.grad(loss, [ps[n] for n in names], allow_unused=True, **kwargs)
-    if all(g is None for g in gs): raise ValueError(f'loss has no gradient on the {len(names)} chosen parameters: raise cut, or check requires_grad')
+    if all(g is None for g in gs):
+        raise ValueError(f'loss has no gradient on the {len(names)} chosen parameters: raise cut, or check '
+                         f'requires_grad')
     bare = [n for n in names if weights is not None and n not in weights]
-    if bare: raise ValueError(f'weights lacks {bare[0]!r}: give one for each name, e.g. layer_weights(depth_of(net), t)')
+    if bare:
+        raise ValueError(f'weights lacks {bare[0]!r}: give one for each name, e.g. '
+                         f'layer_weights(depth_of(net), t)')
     return {n: g if weights is None else g*weights[n] for n,g in zip(names, gs) if g is not None}

@@ -62,9 +62,11 @@ def blobs(
 
 # %% ../nbs/02b_leaks.ipynb #a6be0aeb
 _N, _R = 16, 7.5          # points per side of a window, and its half width in blob radii
-_PAIRS = sorted(((a, b) for a in range(9) for b in range(9) if a+b), key=lambda p: (p[0]**2+p[1]**2, p))[:64]      # (vertical, horizontal) frequencies
+# (vertical, horizontal) frequencies
+_PAIRS = sorted(((a, b) for a in range(9) for b in range(9) if a+b), key=lambda p: (p[0]**2+p[1]**2, p))[:64]
 _COS = np.array([[math.cos(math.pi*f*(i+.5)/_N) for i in range(_N)] for f in range(9)])
-MIRROR = np.uint64(sum(1 << i for i,(_,b) in enumerate(_PAIRS) if b % 2))    # bits that change when the picture is mirrored
+# bits that change when the picture is mirrored
+MIRROR = np.uint64(sum(1 << i for i,(_,b) in enumerate(_PAIRS) if b % 2))
 
 def _signs(windows):
     "Hash (n,) of windows (n,16,16)."
@@ -78,7 +80,8 @@ def _describe(k, octaves):
     for i, o in {(int(r[1]), int(r[4])) for r in k}:
         m = (k[:, 1] == i) & (k[:, 4] == o)
         s = _S0*2**(i/_STEPS)
-        y, x = np.broadcast_arrays(k[m, 2][:, None, None]+s*u[None, :, None], k[m, 3][:, None, None]+s*u[None, None, :])
+        y, x = np.broadcast_arrays(k[m, 2][:, None, None]+s*u[None, :, None],
+                                   k[m, 3][:, None, None]+s*u[None, None, :])
         out[m] = _signs(ndimage.map_coordinates(octaves[o][i], [y, x], order=1, mode='reflect'))
     return out
 
@@ -104,12 +107,14 @@ def fingerprint(
     k, octaves = blobs(np.asarray(g), n)
     f = 2**k[:, 4:5]/r
     whole = _signs(np.asarray(g.resize((_N, _N), Image.BOX))[None])[0]
-    return Print((k[:, [3, 2]]*f).astype(np.float32), (_S0*2**(k[:, 1]/_STEPS)*f[:, 0]).astype(np.float32), _describe(k, octaves), int(whole), tuple(img.shape[:0:-1]))
+    return Print((k[:, [3, 2]]*f).astype(np.float32), (_S0*2**(k[:, 1]/_STEPS)*f[:, 0]).astype(np.float32),
+                 _describe(k, octaves), int(whole), tuple(img.shape[:0:-1]))
 
 def distance(a, b):
     "Number of differing bits."
     x = a ^ b
-    return np.bitwise_count(x) if hasattr(np, 'bitwise_count') else sum((x >> np.uint64(i)) & np.uint64(1) for i in range(64))
+    return np.bitwise_count(x) if hasattr(np, 'bitwise_count') else sum((x >> np.uint64(i)) & np.uint64(1)
+        for i in range(64))
 
 # %% ../nbs/02b_leaks.ipynb #2781e47f
 _BAND = [sum(1 << i for i in range(b, 64, 4)) for b in range(4)]
@@ -117,7 +122,8 @@ _BAND = [sum(1 << i for i in range(b, 64, 4)) for b in range(4)]
 def _keys(bits, b):
     "Band `b` of hashes: every fourth bit, so that each band has low and high frequencies."
     out = np.zeros(len(bits), np.uint32)
-    for j,i in enumerate(range(b, 64, 4)): out |= ((bits >> np.uint64(i)) & np.uint64(1)).astype(np.uint32) << np.uint32(j)
+    for j,i in enumerate(range(b, 64, 4)):
+        out |= ((bits >> np.uint64(i)) & np.uint64(1)).astype(np.uint32) << np.uint32(j)
     return out
 
 # %% ../nbs/02b_leaks.ipynb #d2a58520
@@ -163,14 +169,17 @@ def _motion(p, q, s, slack):
             if ok.sum() < 2: break
             d = p[ok]-p[ok].mean(0); v = (d**2).sum(0)
             if ok.sum() > 3 and v.min() > 400: a = np.clip((d*(q[ok]-q[ok].mean(0))).sum(0)/v, a/1.3, a*1.3)
-            elif v.sum() > 400: a = np.full(2, np.clip((d*(q[ok]-q[ok].mean(0))).sum()/v.sum(), a[0]/1.3, a[0]*1.3))
+            elif v.sum() > 400:
+                a = np.full(2, np.clip((d*(q[ok]-q[ok].mean(0))).sum()/v.sum(), a[0]/1.3, a[0]*1.3))
             t = q[ok].mean(0)-a*p[ok].mean(0)
         votes = min(len(np.unique(p[ok].round(), axis=0)), len(np.unique(q[ok].round(), axis=0)))
         if votes > best[0]: best = (votes, tuple(a.tolist()), tuple(t.tolist()))
     return best
 
 # %% ../nbs/02b_leaks.ipynb #07f2fb3b
-def _join(prints): return np.concatenate([p.bits for p in prints]), np.repeat(np.arange(len(prints)), [len(p.bits) for p in prints]), np.cumsum([0]+[len(p.bits) for p in prints])
+def _join(prints):
+    return np.concatenate([p.bits for p in prints]), np.repeat(np.arange(len(prints)),
+        [len(p.bits) for p in prints]), np.cumsum([0]+[len(p.bits) for p in prints])
 
 def candidates(
     test,    # list of `Print`s
@@ -188,7 +197,9 @@ def candidates(
             i, j = (int(v) for v in divmod(k, len(train))); a, b = h[s:s+m, 0]-qs[i], h[s:s+m, 1]-ts[j]
             p = test[i].xy[a].astype(float)
             if flip: p[:, 0] = test[i].size[0]-1-p[:, 0]
-            votes, scale, shift = _motion(p, train[j].xy[b].astype(float), np.log2(train[j].scale[b]/test[i].scale[a]), np.maximum(3, train[j].scale[b]))
+            votes, scale, shift = _motion(p, train[j].xy[b].astype(float),
+                                          np.log2(train[j].scale[b]/test[i].scale[a]),
+                                          np.maximum(3, train[j].scale[b]))
             if votes >= least: out.append(Match(i, j, flip, scale, shift, votes))
     return out + _whole(test, train, {(m.test, m.train) for m in out})
 
@@ -196,8 +207,10 @@ def candidates(
 def _whole(test, train, known, far=7):
     "Candidates by the hash of the whole picture: smooth or badly damaged copies have few places."
     a, b = (np.array([p.whole for p in ps], np.uint64) for ps in (test, train))
-    return [Match(int(i), int(j), flip, tuple(np.divide(train[j].size, test[i].size).tolist()), (0., 0.), 0) for flip in (False, True)
-        for i,j in np.argwhere(distance((a ^ MIRROR if flip else a)[:, None], b[None]) <= far) if (int(i), int(j)) not in known]
+    return [Match(int(i), int(j), flip, tuple(np.divide(train[j].size, test[i].size).tolist()), (0., 0.), 0)
+            for flip in (False, True)
+        for i,j in np.argwhere(distance((a ^ MIRROR if flip else a)[:, None], b[None]) <= far)
+        if (int(i), int(j)) not in known]
 
 # %% ../nbs/02b_leaks.ipynb #415d03d1
 class Leak(NamedTuple):
@@ -222,7 +235,11 @@ def overlay(
     share = float(np.prod(np.maximum(hi-lo, 0)/(s*(w, h))))
     if (hi-lo).min() < 24 or ((hi-lo)/s).min() < 24: return 0., share, None
     size = tuple(int(v) for v in np.maximum(16, np.round((hi-lo)*min(side/(hi-lo).max(), 1, 1/s.max()))))
-    part = lambda x, a, b: torch.from_numpy(np.array(Image.fromarray(to_uint8(x)).resize(size, Image.BOX if (b-a)[0] > size[0] else Image.BILINEAR, box=(*a, *b)))).permute(2, 0, 1).float()/255
+    part = (lambda x, a,
+            b: torch.from_numpy(
+                np.array(Image.fromarray(to_uint8(x)).resize(size,
+                             Image.BOX if (b-a)[0] > size[0] else Image.BILINEAR, box=(*a, *b)))).permute(2,
+                0, 1).float()/255)
     f = fit_pair(part(x, np.maximum((lo-t)/s, 0), np.minimum((hi-t)/s, (w, h))), part(train, lo, hi))
     near = max(map(abs, f.shift)) <= 3
     return (f.peak if near else f.here), share, tuple(round(float(v)) for v in (*lo, *hi))
@@ -240,7 +257,9 @@ def fingerprints(
     def one(p):
         try: k = key(p); return k, known[k] if k in known else fingerprint(load_image(p, alpha='ignore'))
         except (ImageError, OSError) as e: return None, e
-    with ThreadPoolExecutor(workers) as pool: got = list(tqdm(pool.map(one, paths), total=len(paths), disable=not progress, desc='hash', leave=False))
+    with ThreadPoolExecutor(workers) as pool:
+        got = list(tqdm(pool.map(one, paths), total=len(paths), disable=not progress, desc='hash',
+                        leave=False))
     if cache: _save_prints(cache, dict(g for g in got if g[0]))
     good = [(f, p) for (k, f), p in zip(got, paths) if k]
     return [f for f,_ in good], [p for _,p in good], [f for k,f in got if not k]
@@ -250,7 +269,8 @@ def _save_prints(path, prints):
     "Write fingerprints as arrays, atomically."
     ps = list(prints.values()); tmp = Path(f'{path}.tmp.npz')
     arrays = {k: np.concatenate([getattr(p, k) for p in ps]) for k in ('xy', 'scale', 'bits')} if ps else {}
-    np.savez(tmp, keys=np.array(list(prints), dtype=str), n=np.array([len(p.bits) for p in ps], np.int64), size=np.array([p.size for p in ps]), whole=np.array([p.whole for p in ps], np.uint64), **arrays)
+    np.savez(tmp, keys=np.array(list(prints), dtype=str), n=np.array([len(p.bits) for p in ps], np.int64),
+             size=np.array([p.size for p in ps]), whole=np.array([p.whole for p in ps], np.uint64), **arrays)
     os.replace(tmp, path)
 
 # %% ../nbs/02b_leaks.ipynb #ea1bde07
@@ -260,7 +280,8 @@ def _load_prints(path):
         with np.load(path, allow_pickle=False) as z: d = {k: z[k] for k in z.files}
         at = np.cumsum(d['n'])[:-1]
         cols = [np.split(d[k], at) for k in ('xy', 'scale', 'bits')]
-        return {str(k): Print(a, b, c, int(w), tuple(map(int, s))) for k,a,b,c,w,s in zip(d['keys'], *cols, d['whole'], d['size'])}
+        return {str(k): Print(a, b, c, int(w), tuple(map(int, s)))
+                for k,a,b,c,w,s in zip(d['keys'], *cols, d['whole'], d['size'])}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile): return {}
 
 # %% ../nbs/02b_leaks.ipynb #a2e3fcf6
@@ -276,22 +297,28 @@ def leaks(
     "Test pictures, or parts of them, that are in the training set."
     if cache: Path(cache).mkdir(parents=True, exist_ok=True)
     sides = [files(o) if isinstance(o, (str, os.PathLike)) else list(map(Path, o)) for o in (train, test)]
-    done = [fingerprints(ps, workers, cache and Path(cache)/f'{name}.npz', progress) for ps,name in zip(sides, ('train', 'test'))]
+    done = [fingerprints(ps, workers, cache and Path(cache)/f'{name}.npz', progress)
+            for ps,name in zip(sides, ('train', 'test'))]
     (a, ap, ea), (b, bp, eb) = done
     def prove(m):
-        score, share, box = overlay(load_image(bp[m.test], alpha='ignore'), load_image(ap[m.train], alpha='ignore'), m)
+        score, share, box = overlay(load_image(bp[m.test], alpha='ignore'),
+                                    load_image(ap[m.train], alpha='ignore'), m)
         return Leak(str(bp[m.test]), str(ap[m.train]), round(score, 3), round(share, 3), m, box)
-    with ThreadPoolExecutor(workers) as pool: found = list(tqdm(pool.map(prove, sus := candidates(b, a, least) if a and b else []), total=len(sus), disable=not progress, desc='prove', leave=False))
+    with ThreadPoolExecutor(workers) as pool:
+        found = list(tqdm(pool.map(prove, sus := candidates(b, a, least) if a and b else []), total=len(sus),
+                          disable=not progress, desc='prove', leave=False))
     best = {}
     for l in found:
-        if l.score >= threshold and l.score > best.get((l.test, l.train), l._replace(score=0)).score: best[l.test, l.train] = l
+        if l.score >= threshold and l.score > best.get((l.test, l.train), l._replace(score=0)).score:
+            best[l.test, l.train] = l
     return sorted(best.values(), key=lambda l: (l.test, -l.score)), ea+eb
 
 # %% ../nbs/02b_leaks.ipynb #c26d3bc1
 def _thumb(path, box, side=220):
     "A small JPEG of a picture with a frame around the common part, as a data URI."
     im = Image.fromarray(to_uint8(load_image(path, alpha='ignore')))
-    r = min(1, side/max(im.size)); im = im.resize((max(1, round(im.width*r)), max(1, round(im.height*r))), Image.BOX)
+    r = min(1, side/max(im.size))
+    im = im.resize((max(1, round(im.width*r)), max(1, round(im.height*r))), Image.BOX)
     if box: ImageDraw.Draw(im).rectangle([v*r for v in box], outline=(255, 120, 0), width=2)
     f = io.BytesIO(); im.save(f, 'JPEG', quality=80)
     return 'data:image/jpeg;base64,'+base64.b64encode(f.getvalue()).decode()
@@ -317,14 +344,20 @@ def leak_report(
 ):            # the path
     "Write the leaks as one HTML page, test picture left, training picture right."
     e = lambda s: html.escape(str(s).encode('utf-8', 'backslashreplace').decode())
-    rows = [_PAGE, f'<h1>{len({l.test for l in found})} of {counts[1]} test pictures are in the training set</h1>',
-        f'<p>{len(found)} pairs, {counts[0]} training pictures examined. The frame is the part that both show.</p>']
+    rows = [_PAGE, f'<h1>{len({l.test for l in found})} of {counts[1]} test pictures are in the '
+            f'training set</h1>',
+        f'<p>{len(found)} pairs, {counts[0]} training pictures examined. The frame is the part that '
+        f'both show.</p>']
     for l in found[:most]:
         w, h = Image.open(l.test).size
-        what = f"{'mirrored, ' if l.match.flip else ''}scale {l.match.scale[0]:.2f} × {l.match.scale[1]:.2f}, {100*l.share:.0f} % of the test picture, edges agree {l.score:.2f}"
-        rows.append(f'<figure><img alt="test picture" src="{_thumb(l.test, _in_test(l, (w, h)))}"><img alt="training picture" src="{_thumb(l.train, l.box)}"><figcaption>test: {e(l.test)}<br>training: {e(l.train)}<br>{what}</figcaption></figure>')
+        what = (f"{'mirrored, ' if l.match.flip else ''}scale {l.match.scale[0]:.2f} × "
+                f"{l.match.scale[1]:.2f}, {100*l.share:.0f} % of the test picture, edges agree {l.score:.2f}")
+        rows.append(f'<figure><img alt="test picture" src="{_thumb(l.test, _in_test(l, (w, h)))}"><img '
+                    f'alt="training picture" src="{_thumb(l.train, l.box)}"><figcaption>test: '
+                    f'{e(l.test)}<br>training: {e(l.train)}<br>{what}</figcaption></figure>')
     if len(found) > most: rows.append(f'<p>… and {len(found)-most} more in the JSON.</p>')
-    if errors: rows.append('<h2>Not examined</h2><ul>' + ''.join(f'<li>{e(x)}</li>' for x in errors) + '</ul>')
+    if errors:
+        rows.append('<h2>Not examined</h2><ul>' + ''.join(f'<li>{e(x)}</li>' for x in errors) + '</ul>')
     Path(out).write_text('\n'.join(rows) + '</html>\n', encoding='utf-8')
     return Path(out)
 
@@ -341,6 +374,10 @@ def data_leaks(
     found, errors = leaks(train, test, workers=workers, cache=out, progress=progress)
     n = [len(files(d)) for d in (train, test)]
     page = leak_report(found, out/'leaks.html', n, errors)
-    (out/'leaks.json').write_text(json.dumps(dict(train=str(train), test=str(test), counts=n, leaks=[l._replace(match=l.match._asdict())._asdict() for l in found], errors=[str(e) for e in errors]), indent=1))
-    print(f'{len({l.test for l in found})} of {n[1]} test pictures are in the training set ({len(found)} pairs): {page}')
+    (out/'leaks.json').write_text(
+        json.dumps(dict(train=str(train), test=str(test), counts=n,
+                        leaks=[l._replace(match=l.match._asdict())._asdict() for l in found],
+                        errors=[str(e) for e in errors]), indent=1))
+    print(f'{len({l.test for l in found})} of {n[1]} test pictures are in the training set ({len(found)} '
+          f'pairs): {page}')
     return found

@@ -40,9 +40,16 @@ def slurm(
     setup='',          # lines that load modules or an environment
 )->str:                # the script
     "A Slurm batch script that trains a recipe, requeues itself when preempted, and stops when done or broken."
-    ap = options('dtir run'); ap.add_argument('--restarts'); a = ap.parse_args([*map(str, args)]); settled(chosen(a), a, max(1, nodes*gpus))
+    ap = options('dtir run'); ap.add_argument('--restarts')
+    a = ap.parse_args([*map(str, args)])
+    settled(chosen(a), a, max(1, nodes*gpus))
     if not a.out: raise ValueError('--out is missing: name a directory that all machines see')
-    if nodes < 1 or gpus < 1 or hours <= 0: raise ValueError(f'nodes={nodes}, gpus={gpus}, hours={hours}: each has to be above 0')
-    h, m = divmod(round(hours*60), 60); line = shlex.join([*map(str, args)]); name = re.sub(r'\W+', '-', a.recipe)
-    place = '' if nodes == 1 else f' --nodes {nodes} --master "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):{port}" --job "$SLURM_JOB_ID"'
-    return SCRIPT.format(name=name, nodes=nodes, gpus=gpus, h=h, m=m, warn=warn, setup=setup, line=line, place=place)
+    if nodes < 1 or gpus < 1 or hours <= 0:
+        raise ValueError(f'nodes={nodes}, gpus={gpus}, hours={hours}: each has to be above 0')
+    h, m = divmod(round(hours*60), 60)
+    line = shlex.join([*map(str, args)])
+    name = re.sub(r'\W+', '-', a.recipe)
+    place = ('' if nodes == 1 else f' --nodes {nodes} --master "$(scontrol show hostnames '
+             f'"$SLURM_JOB_NODELIST" | head -n 1):{port}" --job "$SLURM_JOB_ID"')
+    return SCRIPT.format(name=name, nodes=nodes, gpus=gpus, h=h, m=m, warn=warn, setup=setup,
+                         line=line, place=place)

@@ -68,15 +68,19 @@ def match_curve(
 )->Tensor:             # (B,t_max): column t-1 belongs to step t
     "The distance of the network's answer from the clean picture, over the steps 1..t_max (Algorithm 2)."
     check_images(x, 'x'); check_images(y, 'y')
-    if x.shape != y.shape: raise ValueError(f'x has shape {tuple(x.shape)}, y has {tuple(y.shape)}: a pair has one size')
+    if x.shape != y.shape:
+        raise ValueError(f'x has shape {tuple(x.shape)}, y has {tuple(y.shape)}: a pair has one size')
     sched = sched or net.schedule
     t_max = check_steps(last_step(sched) if t_max is None else t_max, sched.T, 't_max', low=1)
     n, cols = max(1, chunk//len(x)), []
     for ts in torch.arange(1, t_max+1, device=x.device).split(n):
         t, k = ts.repeat_interleave(len(x)), len(ts); xs = x.repeat(k,1,1,1)
-        out = method(net, y.repeat(k,1,1,1), t, sched, gen); _same(out, xs, "the network's answer", 'the clean pictures')
+        out = method(net, y.repeat(k,1,1,1), t, sched, gen)
+        _same(out, xs, "the network's answer", 'the clean pictures')
         d = distance(out, xs)
-        if d.shape != t.shape: raise ValueError(f'distance returned shape {tuple(d.shape)} for {len(t)} pictures: return one number for each, (B,)')
+        if d.shape != t.shape:
+            raise ValueError(f'distance returned shape {tuple(d.shape)} for {len(t)} pictures: return one '
+                             f'number for each, (B,)')
         cols.append(d.view(k,-1).T)
     return torch.cat(cols, 1)
 
@@ -85,8 +89,12 @@ def match_timestep(
     curve:Tensor,  # (B,T) from `match_curve`
 )->int:            # t* in 1..T
     "The step at which the mean curve is lowest; the first of equals."
-    if curve.ndim != 2 or not curve.numel(): raise ValueError(f'curve has shape {tuple(curve.shape)}: it needs a row per picture and a column per step')
-    if not curve.isfinite().all(): raise ValueError(f'curve holds {int((~curve.isfinite()).sum())} values that are NaN or infinite: the network, or the distance, broke at those steps')
+    if curve.ndim != 2 or not curve.numel():
+        raise ValueError(f'curve has shape {tuple(curve.shape)}: it needs a row per picture and a '
+                         f'column per step')
+    if not curve.isfinite().all():
+        raise ValueError(f'curve holds {int((~curve.isfinite()).sum())} values that are NaN or infinite: the '
+                         f'network, or the distance, broke at those steps')
     return int(curve.mean(0).argmin())+1
 
 # %% ../nbs/10_matching.ipynb #ccdf8e9b
@@ -111,14 +119,20 @@ def _pairs(pairs, net=None):
     "Whatever holds pairs, as a list of (x, y), each (B,3,H,W), on the device of a network."
     if hasattr(pairs, 'sample'): pairs = stream(pairs, batch=min(len(pairs), 32), ahead=0)(0)
     if isinstance(pairs, Batch): pairs = [pairs]
-    elif isinstance(pairs, tuple) and len(pairs)==2 and isinstance(pairs[0], Tensor) and pairs[0].ndim==4: pairs = [pairs]
+    elif isinstance(pairs, tuple) and len(pairs)==2 and isinstance(pairs[0], Tensor) and pairs[0].ndim==4:
+        pairs = [pairs]
     pairs = list(pairs)
-    if any(isinstance(p, Tensor) for p in pairs): raise ValueError('pairs holds bare tensors: give (x, y) of (B,3,H,W) each, a `Batch`, or a list of either')
+    if any(isinstance(p, Tensor) for p in pairs):
+        raise ValueError('pairs holds bare tensors: give (x, y) of (B,3,H,W) each, a `Batch`, or a '
+                         'list of either')
     out = [(p.x, p.y) if isinstance(p, Batch) else tuple(p) for p in pairs]
-    if not out: raise ValueError('pairs is empty: matching needs at least one clean picture with its degraded version')
+    if not out:
+        raise ValueError('pairs is empty: matching needs at least one clean picture with its '
+                         'degraded version')
     dev = next((p.device for p in net.parameters()), None) if isinstance(net, nn.Module) else None
     return [tuple((v[None] if v.ndim==3 else v).to(dev or v.device) for v in p) for p in out]
 
+# %% ../nbs/10_matching.ipynb #d72c6752
 def match(
     net,            # net(img, t), usually `Clocked` and pre-trained
     pairs,          # a `Batch`, an (x, y) of (B,3,H,W), a list of either (sizes may differ), or a source of 02, of which 32 crops are asked
@@ -128,7 +142,8 @@ def match(
 )->Match:
     "The matching time step of the degradation that turned the x of `pairs` into their y (Sec. 3.1)."
     pairs = _pairs(pairs, net)
-    with evaluating(net): curve = torch.cat([match_curve(net, x, y, sched, distance=distance, **kw) for x,y in pairs]).cpu()
+    with evaluating(net):
+        curve = torch.cat([match_curve(net, x, y, sched, distance=distance, **kw) for x,y in pairs]).cpu()
     inp = torch.cat([distance(y, x) for x,y in pairs]).mean().item()
     flat = torch.cat([distance(y.mean((-2,-1), keepdim=True).expand_as(x), x) for x,y in pairs]).mean().item()
     return Match(match_timestep(curve), curve, inp, flat)
@@ -142,11 +157,14 @@ def plot_curves(
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(6.5,3), dpi=80)[1]
     for name,o in matches.items():
-        c = o.curve/o.at_input; mean, sd, ts = c.mean(0), c.std(0) if len(c)>1 else c[0]*0, range(1, c.shape[1]+1)
+        c = o.curve/o.at_input
+        mean, sd, ts = c.mean(0), c.std(0) if len(c)>1 else c[0]*0, range(1, c.shape[1]+1)
         line, = ax.plot(ts, mean, lw=1.2, label=f'{name} {o.t}'+('' if o.matched else ' (unmatched)'))
         ax.fill_between(ts, mean-sd/len(c)**.5, mean+sd/len(c)**.5, alpha=.15, color=line.get_color())
         ax.plot(o.t, mean.min(), 'o', color=line.get_color(), mfc=None if o.matched else 'white')
-    ax.axhline(1, c='k', ls=':', lw=.8); ax.set(xlabel='t', ylabel='d(net(y,t), x) / d(y,x)'); ax.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1,1))
+    ax.axhline(1, c='k', ls=':', lw=.8)
+    ax.set(xlabel='t', ylabel='d(net(y,t), x) / d(y,x)')
+    ax.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1,1))
     return ax
 
 # %% ../nbs/10_matching.ipynb #f70b4abf
@@ -180,4 +198,5 @@ def referee(
     for t in steps_t: check_steps(t, net.schedule.T, 'steps_t', low=0)
     ask, pairs = by_finetuning(draw, cfg), _pairs(pairs, net)
     at_step = lambda y, t: ask(net, y, torch.full((len(y),), t, device=y.device), net.schedule)
-    with torch.no_grad(): return {t: torch.cat([distance(at_step(y, t), x) for x,y in pairs]).cpu() for t in steps_t}
+    with torch.no_grad():
+        return {t: torch.cat([distance(at_step(y, t), x) for x,y in pairs]).cpu() for t in steps_t}

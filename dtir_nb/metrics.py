@@ -24,11 +24,14 @@ def check_pair(
     "Return the pair, or raise a `ValueError` that says which of the two is unusable and why."
     check_images(b, 'b (the truth)', channels); check_images(a, 'a (the estimate)', channels, range_=False)
     if a.shape != b.shape:
-        what = 'one is grey, one is colour: convert one of them' if a.shape[1] != b.shape[1] else 'sizes differ: crop, do not resize'
+        what = ('one is grey, one is colour: convert one of them' if a.shape[1] != b.shape[1]
+                else 'sizes differ: crop, do not resize')
         raise ValueError(f'a has shape {tuple(a.shape)}, b has shape {tuple(b.shape)}: {what}')
     if a.device != b.device: raise ValueError(f'a is on {a.device}, b on {b.device}: move one with .to(...)')
     m = a.detach().mean((1,2,3)); i = (m-.5).abs().argmax()
-    if not -1 <= m[i] <= 2: raise ValueError(f'a[{i}] has mean {m[i]:.4g}, pictures span [0,1]: divide by 255, or look for an exploded network')
+    if not -1 <= m[i] <= 2:
+        raise ValueError(f'a[{i}] has mean {m[i]:.4g}, pictures span [0,1]: divide by 255, or look for an '
+                         f'exploded network')
     return a, b
 
 # %% ../nbs/06_metrics.ipynb #7fc9801d
@@ -75,11 +78,15 @@ def _ssim_sum(a, b, peak, w, bessel):
 
 def _ssim(a, b, peak, size=11, sigma=1.5, sample=False):
     B,C,H,W = a.shape; h = H-size+1
-    if min(H,W) < size: raise ValueError(f'pictures of {H}×{W} are smaller than the {size}×{size} window of SSIM: score larger ones')
+    if min(H,W) < size:
+        raise ValueError(f'pictures of {H}×{W} are smaller than the {size}×{size} window of SSIM: '
+                         f'score larger ones')
     a,b = (x.reshape(B*C,H,W).transpose(0,1) for x in (a,b))          # H,N,W
     w, f, cpu = window(size,sigma), size**2/(size**2-1) if sample else 1, a.device.type == 'cpu'
     n,r = (1, max(16,60_000//W)) if cpu else (B*C, h)                 # strips that stay in a CPU's cache
-    def plane(a, b): return sum(_ssim_sum(a[i:i+r+size-1], b[i:i+r+size-1], peak, w, f) for i in range(0,h,r))/(h*(W-size+1))
+    def plane(a, b):
+        return sum(_ssim_sum(a[i:i+r+size-1], b[i:i+r+size-1], peak, w, f)
+                   for i in range(0,h,r))/(h*(W-size+1))
     return torch.cat([plane(i,j) for i,j in zip(a.split(n,1), b.split(n,1))]).view(B,C).mean(1)
 
 # %% ../nbs/06_metrics.ipynb #79661dd6
@@ -114,7 +121,8 @@ class Protocol:
 DACLIP      = Protocol('daclip', 'DA-CLIP and IR-SDE, test.py', crop=4, lpips='float')
 BASICSR_RGB = Protocol('basicsr_rgb', 'BasicSR, NAFNet, X-Restormer (colour tasks)')
 BASICSR_Y   = Protocol('basicsr_y', 'BasicSR, X-Restormer (deraining)', channel='y')
-PROMPTIR    = Protocol('promptir', 'PromptIR, AdaIR, val_utils.py', multiple=16, quantise=False, size=7, sigma=None, sample=True)
+PROMPTIR    = Protocol('promptir', 'PromptIR, AdaIR, val_utils.py', multiple=16, quantise=False, size=7,
+                       sigma=None, sample=True)
 MATLAB_Y    = Protocol('matlab_y', 'Restormer, evaluate_PSNR_SSIM.m', channel='y', y_rounded=True)
 PROTOCOLS   = (DACLIP, BASICSR_RGB, BASICSR_Y, PROMPTIR, MATLAB_Y)
 
@@ -134,7 +142,9 @@ def centre_crop(
 )->Tensor:         # the middle of `x`
     "Cut what exceeds a multiple, the smaller half of it at the top and left."
     H,W = x.shape[-2:]
-    if min(H,W) < multiple: raise ValueError(f'pictures of {H}×{W} hold no multiple of {multiple}: use larger ones or another protocol')
+    if min(H,W) < multiple:
+        raise ValueError(f'pictures of {H}×{W} hold no multiple of {multiple}: use larger ones or '
+                         f'another protocol')
     h,w = H%multiple, W%multiple
     return x[..., h//2:H-h+h//2, w//2:W-w+w//2]
 
@@ -146,7 +156,9 @@ def levels(
     "What a protocol compares: clipped, cropped, and rounded to 8 bits or not."
     x = centre_crop(x, protocol.multiple)
     c = protocol.crop
-    if min(x.shape[-2:]) <= 2*c: raise ValueError(f'nothing is left of {x.shape[-2]}×{x.shape[-1]} pictures after cropping {c} pixels from each side')
+    if min(x.shape[-2:]) <= 2*c:
+        raise ValueError(f'nothing is left of {x.shape[-2]}×{x.shape[-1]} pictures after cropping {c} pixels '
+                         f'from each side')
     x = x[..., c:x.shape[-2]-c, c:x.shape[-1]-c].clamp(0,1)*255
     return x.round() if protocol.quantise else x
 
@@ -163,8 +175,10 @@ def score(
     p = protocol; k = dict(peak=255., size=p.size, sigma=p.sigma, sample=p.sample)
     a,b = levels(pred.to(dtype), p), levels(target.to(dtype), p)
     ya,yb = (luma(o, p.y_rounded) for o in (a,b))
-    out = dict(psnr_rgb=_psnr(a,b,255.), ssim_rgb=_ssim(a,b,**k), psnr_y=_psnr(ya,yb,255.), ssim_y=_ssim(ya,yb,**k))
-    if perceptual: out |= dict(lpips_float=perceptual(pred, target), lpips_png=perceptual(as_png(pred), as_png(target)))
+    out = dict(psnr_rgb=_psnr(a,b,255.), ssim_rgb=_ssim(a,b,**k), psnr_y=_psnr(ya,yb,255.),
+               ssim_y=_ssim(ya,yb,**k))
+    if perceptual:
+        out |= dict(lpips_float=perceptual(pred, target), lpips_png=perceptual(as_png(pred), as_png(target)))
     if perceptual: out = dict(lpips=out[f'lpips_{p.lpips}'], **out)
     return dict(psnr=out[f'psnr_{p.channel}'], ssim=out[f'ssim_{p.channel}'], **out)
 
@@ -182,7 +196,8 @@ def bootstrap(
     "Percentile interval of the mean of `values`."
     v = torch.as_tensor(values).detach().double().cpu().flatten(); g = rng(seed, 'bootstrap')
     if not len(v): return math.nan, math.nan
-    m = torch.cat([v[torch.randint(len(v), (min(100,n-i),len(v)), generator=g)].mean(1) for i in range(0,n,100)])
+    m = torch.cat([v[torch.randint(len(v), (min(100,n-i),len(v)), generator=g)].mean(1)
+                   for i in range(0,n,100)])
     q = torch.tensor([(1-level)/2, (1+level)/2], dtype=m.dtype)
     return tuple(m.quantile(q).tolist())
 
@@ -196,10 +211,13 @@ def summary(
 )->dict:            # n, mean, low, high, std, identical
     "Mean of per-image values with its 95 % interval; infinite values (identical pictures) are counted, not averaged."
     v = torch.as_tensor(values).detach().double().cpu().flatten(); f = v[v.isfinite()]
-    if v.isnan().any(): raise ValueError(f'values hold NaN at position {v.isnan().nonzero()[0].item()}: a picture was not scored')
+    if v.isnan().any():
+        raise ValueError(f'values hold NaN at position {v.isnan().nonzero()[0].item()}: a picture '
+                         f'was not scored')
     lo,hi = bootstrap(f)
     num = lambda x: None if math.isnan(x) else x
-    return dict(n=len(v), identical=len(v)-len(f), mean=num(f.mean().item()), low=num(lo), high=num(hi), std=num(f.std().item()) if len(f)>1 else None)
+    return dict(n=len(v), identical=len(v)-len(f), mean=num(f.mean().item()), low=num(lo), high=num(hi),
+                std=num(f.std().item()) if len(f)>1 else None)
 
 # %% ../nbs/06_metrics.ipynb #4cf6afd1
 def metric_card(
@@ -210,21 +228,29 @@ def metric_card(
 )->dict:                 # JSON-able
     "Everything a reader needs to repeat a number."
     p = protocol
-    w = f'{p.size}×{p.size} ' + (f'Gaussian, sigma {p.sigma}' if p.sigma else 'uniform') + f', where it fits, {"sample" if p.sample else "population"} covariance, mean over channels'
-    return dict(protocol=p.name, source=p.source, quoted='RGB' if p.channel=='rgb' else 'Y of BT.601', y='rounded to integers' if p.y_rounded else 'not rounded',
-                crop=f'{p.crop} px each side' + (f', centre crop to a multiple of {p.multiple}' if p.multiple>1 else ''),
-                quantisation='8 bits, rounded' if p.quantise else 'none, clipped to [0,1]', ssim=w, lpips=lpips_card, settings=asdict(p),
-                average='mean of per-image values', interval='95 % percentile bootstrap of that mean, 2000 resamples',
+    w = (f'{p.size}×{p.size} ' + (f'Gaussian, sigma {p.sigma}' if p.sigma else 'uniform') + f', where it '
+         f'fits, {"sample" if p.sample else "population"} covariance, mean over channels')
+    return dict(protocol=p.name, source=p.source, quoted='RGB' if p.channel=='rgb' else 'Y of BT.601',
+                y='rounded to integers' if p.y_rounded else 'not rounded',
+                crop=f'{p.crop} px each side'
+                + (f', centre crop to a multiple of {p.multiple}' if p.multiple>1 else ''),
+                quantisation='8 bits, rounded' if p.quantise else 'none, clipped to [0,1]', ssim=w,
+                lpips=lpips_card, settings=asdict(p),
+                average='mean of per-image values', interval='95 % percentile bootstrap of that mean, '
+                '2000 resamples',
                 values={k: summary(v) for k,v in scores.items()},
-                versions={k: _version(k) for k in ('torch','torchvision','lpips','numpy','dtir_nb')} | {'python': platform.python_version()}, **notes)
+                versions={k: _version(k) for k in ('torch','torchvision','lpips','numpy','dtir_nb')}
+                | {'python': platform.python_version()}, **notes)
 
 # %% ../nbs/06_metrics.ipynb #e3ce1868
 def card_line(
     card:dict,  # from `metric_card`
 )->str:         # one line
     "Everything on the card but its values."
-    show = lambda v: ', '.join(f'{i} {show(j)}' for i,j in v.items()) if isinstance(v, dict) else '; '.join(map(show, v)) if isinstance(v, list) else str(v)
-    text = [f'{k}: {show(v)}' for k,v in card.items() if k not in ('values','versions','settings','interval') and v not in (None, [], {})]
+    show = (lambda v: ', '.join(f'{i} {show(j)}' for i,j in v.items()) if isinstance(v, dict)
+            else '; '.join(map(show, v)) if isinstance(v, list) else str(v))
+    text = [f'{k}: {show(v)}' for k,v in card.items() if k not in ('values','versions','settings','interval')
+            and v not in (None, [], {})]
     return ' · '.join([*text, 'versions: ' + ', '.join(f'{k} {v}' for k,v in card['versions'].items() if v)])
 
 def card_markdown(
@@ -232,8 +258,11 @@ def card_markdown(
 )->str:         # Markdown
     "The card as it stands under a table."
     num = lambda k,x: '–' if x is None else f'{x:.2f}' if k.startswith('psnr') else f'{x:.4f}'
-    rows = [f'| {k} | {num(k,v["mean"])} | {num(k,v["low"])} … {num(k,v["high"])} | {v["n"]}' + (f' ({v["identical"]} identical, left out)' if v['identical'] else '') + ' |' for k,v in card['values'].items()]
-    return '\n'.join(['| metric | mean | 95 % interval | images |','|-|-|-|-|',*rows,'','*'+card_line(card)+'*'])
+    rows = [f'| {k} | {num(k,v["mean"])} | {num(k,v["low"])} … {num(k,v["high"])} | {v["n"]}'
+            + (f' ({v["identical"]} identical, left out)' if v['identical'] else '') + ' |'
+            for k,v in card['values'].items()]
+    return '\n'.join(['| metric | mean | 95 % interval | images |','|-|-|-|-|',*rows,'',
+                      '*'+card_line(card)+'*'])
 
 def card_json(
     card:dict,  # from `metric_card`

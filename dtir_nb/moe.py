@@ -45,17 +45,23 @@ class MoE(nn.Module):
     ):
         super().__init__()
         if not 1 <= k <= n: raise ValueError(f'k is {k}: a picture uses between 1 and n={n} experts')
-        if rank is not None and rank < 1: raise ValueError(f'rank is {rank}: an expert has at least one channel inside')
+        if rank is not None and rank < 1:
+            raise ValueError(f'rank is {rank}: an expert has at least one channel inside')
         self.n,self.k,self.rank,self.routing = n,k,rank or 6,None
-        self.experts, self.router = nn.ModuleList(Expert(channels, self.rank) for _ in range(n)), nn.Linear(emb_dim+channels, n)
+        self.experts, self.router = (nn.ModuleList(Expert(channels, self.rank) for _ in range(n)),
+                                     nn.Linear(emb_dim+channels, n))
 
     def forward(self, h:Tensor, e:Tensor)->Tensor:
         "Features (B,C,H,W) and time embedding (B,E) -> features (B,C,H,W)."
-        if h.shape[0] != e.shape[0] or h.shape[1]+e.shape[1] != self.router.in_features: raise ValueError(f'h has shape {tuple(h.shape)}, e {tuple(e.shape)}: they need one length, and {self.router.in_features} channels together')
-        mix = dense_mixture if _exporting() else _eagerly if torch.compiler.is_compiling() and torch.is_grad_enabled() else sparse_mixture
+        if h.shape[0] != e.shape[0] or h.shape[1]+e.shape[1] != self.router.in_features:
+            raise ValueError(f'h has shape {tuple(h.shape)}, e {tuple(e.shape)}: they need one length, and '
+                             f'{self.router.in_features} channels together')
+        mix = (dense_mixture if _exporting() else _eagerly if torch.compiler.is_compiling()
+               and torch.is_grad_enabled() else sparse_mixture)
         return h + mix(self.experts, h, *self.gates(h, e))
 
-    def __getstate__(self): return {**self.__dict__, 'routing': None}   # the last routing belongs to a batch, not to a copy
+    # the last routing belongs to a batch, not to a copy
+    def __getstate__(self): return {**self.__dict__, 'routing': None}
 
 # %% ../nbs/14_moe.ipynb #c9d3b211
 @patch
@@ -65,7 +71,8 @@ def gates(self:MoE,
 )->tuple:      # which experts, (B,k) int64, and how much of each, (B,k) with sum 1
     "Route each picture by its time embedding and pooled features."
     pool = F.layer_norm(h.float().mean((2,3)), h.shape[1:2])
-    logits = self.router(torch.cat([e.to(pool.dtype), pool], 1).to(self.router.weight.dtype)); top, idx = logits.topk(self.k, 1)
+    logits = self.router(torch.cat([e.to(pool.dtype), pool], 1).to(self.router.weight.dtype))
+    top, idx = logits.topk(self.k, 1)
     if not _exporting(): self.routing = (logits.softmax(1), idx.detach())
     return idx, top.softmax(1)
 
@@ -86,11 +93,14 @@ def sparse_mixture(
     "Run each picture's k experts as one adapter, with gathered weights."
     used = _used(idx, len(experts)); where = torch.zeros(len(experts), dtype=torch.long, device=h.device)
     where[used] = torch.arange(len(used), device=h.device); idx = where[idx]
-    down, deep, bias, up = (torch.stack([getattr(experts[i], w) for i in used])[idx].to(h.dtype) for w in ('down','deep','bias','up'))   # (B,k,r,C) (B,k,r,3,3) (B,k,r) (B,k,C,r)
+    # (B,k,r,C) (B,k,r,3,3) (B,k,r) (B,k,C,r)
+    down, deep, bias, up = (torch.stack([getattr(experts[i], w) for i in used])[idx].to(h.dtype)
+                            for w in ('down','deep','bias','up'))
     (B,C,H,W),r = h.shape, down.shape[1]*down.shape[2]
-    a = torch.einsum('brc,bchw->brhw', down.flatten(1,2), h)                                            # (B,kr,H,W)
-    a = F.gelu(F.conv2d(a.reshape(1,B*r,H,W), deep.reshape(B*r,1,3,3), bias.reshape(-1), padding=1, groups=B*r)).view(B,r,H,W)
-    up = (up*p.to(up)[:,:,None,None]).transpose(1,2).flatten(2)                                         # (B,C,kr), gates folded in
+    a = torch.einsum('brc,bchw->brhw', down.flatten(1,2), h)  # (B,kr,H,W)
+    a = F.gelu(F.conv2d(a.reshape(1,B*r,H,W), deep.reshape(B*r,1,3,3), bias.reshape(-1), padding=1,
+                        groups=B*r)).view(B,r,H,W)
+    up = (up*p.to(up)[:,:,None,None]).transpose(1,2).flatten(2)  # (B,C,kr), gates folded in
     return torch.einsum('bcr,brhw->bchw', up, a)
 
 def _eagerly(*args):
@@ -101,7 +111,8 @@ def _eagerly(*args):
 def dense_mixture(experts, h, idx, p):
     "The same by running every expert and weighting with zeros: fixed shapes, for export."
     w = p.new_zeros(h.shape[0], len(experts)).scatter(1, idx, p).to(h.dtype)
-    down, deep, bias, up = (torch.cat([getattr(e, n) for e in experts], 1 if n=='up' else 0).to(h.dtype) for n in ('down','deep','bias','up'))
+    down, deep, bias, up = (torch.cat([getattr(e, n) for e in experts], 1 if n=='up' else 0).to(h.dtype)
+                            for n in ('down','deep','bias','up'))
     a = F.gelu(F.conv2d(F.conv2d(h, down[:,:,None,None]), deep[:,None], bias, padding=1, groups=len(bias)))
     return F.conv2d(a*w.repeat_interleave(len(bias)//len(experts), 1)[:,:,None,None], up[:,:,None,None])
 
@@ -110,7 +121,8 @@ def _moes(net):
     ms = {n: m for n,m in net.named_modules() if isinstance(m, MoE)}
     if not ms: raise ValueError(f'{type(net).__name__} holds no MoE: add some with add_sites(net, MoE)')
     idle = next((n for n,m in ms.items() if m.routing is None), None)
-    if idle is not None: raise ValueError(f'the MoE at {idle!r} has not run: call the network before asking how it routed')
+    if idle is not None:
+        raise ValueError(f'the MoE at {idle!r} has not run: call the network before asking how it routed')
     return ms
 
 def _share(m): return F.one_hot(m.routing[1], m.n).float().mean((0,1))
@@ -120,7 +132,9 @@ def balance_loss(
     reduce=None,    # mean of a tensor over ranks; None: there is one
 )->Tensor:          # scalar, 1 when balanced; mean over the sites
     "Load balance of the last forward pass, $n\\sum_ef_eP_e$ (Switch eq. 4), averaged over sites."
-    ms = list(_moes(net).values()); f, P = torch.cat([_share(m) for m in ms]), [m.routing[0].mean(0) for m in ms]   # both before `reduce`: meanwhile other shards may run the network
+    # both before `reduce`: meanwhile other shards may run the network
+    ms = list(_moes(net).values())
+    f, P = torch.cat([_share(m) for m in ms]), [m.routing[0].mean(0) for m in ms]
     f = f if reduce is None else reduce(f)
     return sum(m.n*(s.to(p)*p).sum() for m,p,s in zip(ms, P, f.split([m.n for m in ms])))/len(ms)
 

@@ -15,14 +15,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../nbs/12_orthogonality.ipynb #cb79d0e1
-def _flat(gs, ps): return torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g,p in zip(gs, ps)])
+def _flat(gs, ps):
+    return torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g,p in zip(gs, ps)])
 
 def _grads(loss, ps, name, create_graph=False, retain_graph=None):
     "Gradients of a scalar, or a `ValueError` that says why there are none."
-    gs = torch.autograd.grad(loss, ps, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True) if loss.requires_grad else [None]
-    if all(g is None for g in gs): raise ValueError(f'{name} has no gradient on the {len(ps)} chosen parameters: choose others (raise cut), or check that it was not computed under no_grad')
+    gs = torch.autograd.grad(loss, ps, create_graph=create_graph, retain_graph=retain_graph,
+                             allow_unused=True) if loss.requires_grad else [None]
+    if all(g is None for g in gs):
+        raise ValueError(f'{name} has no gradient on the {len(ps)} chosen parameters: choose others (raise '
+                         f'cut), or check that it was not computed under no_grad')
     return gs
 
+# %% ../nbs/12_orthogonality.ipynb #26d111aa
 def objective_grads(
     losses:Tensor,       # the loss of each sample, (n,), not yet averaged
     params:list,         # parameters to differentiate by, e.g. the shallow ones
@@ -30,9 +35,14 @@ def objective_grads(
     create_graph=True,   # keep the graph, so that the gradients can be differentiated
 )->Tensor:               # (G,P), one flat gradient for each group
     "Gradients of one objective, one for each sample or group of samples."
-    if losses.ndim != 1 or not len(losses): raise ValueError(f'losses has shape {tuple(losses.shape)}: give the loss of each sample, (n,), without averaging over the batch')
-    n = len(losses); ids = torch.arange(n) if groups is None else torch.arange(n)*groups//n if isinstance(groups, int) else torch.as_tensor(groups).cpu()
-    if len(ids) != n: raise ValueError(f'groups has {len(ids)} entries for {n} losses: give one group number per sample')
+    if losses.ndim != 1 or not len(losses):
+        raise ValueError(f'losses has shape {tuple(losses.shape)}: give the loss of each sample, (n,), '
+                         f'without averaging over the batch')
+    n = len(losses)
+    ids = (torch.arange(n) if groups is None else torch.arange(n)*groups//n if isinstance(groups, int)
+           else torch.as_tensor(groups).cpu())
+    if len(ids) != n:
+        raise ValueError(f'groups has {len(ids)} entries for {n} losses: give one group number per sample')
     each = [losses[(ids==k).to(losses.device)].mean() for k in ids.unique()]
     return torch.stack([_flat(_grads(l, params, 'losses', create_graph, True), params) for l in each])
 
@@ -52,7 +62,8 @@ def _cosines(v):
     P = (len(v)-4)//2; ug, ur, (ng, nr, og, o_r) = v[:P], v[P:2*P], v[2*P:]
     pairs, mixed = ng*(ng-1)+nr*(nr-1), ng*nr
     same, cross = (ug@ug-og + ur@ur-o_r)/pairs.clamp(min=1), ug@ur/mixed.clamp(min=1)
-    return Cosines(torch.where(pairs > .5, same, torch.ones_like(same)), torch.where(mixed > .5, cross, torch.zeros_like(cross)))
+    return Cosines(torch.where(pairs > .5, same, torch.ones_like(same)),
+                   torch.where(mixed > .5, cross, torch.zeros_like(cross)))
 
 # %% ../nbs/12_orthogonality.ipynb #262ec81a
 def cosines(
@@ -61,8 +72,11 @@ def cosines(
 )->Cosines:
     "Mean cosine within and across the objectives (eq. 6, 7, 9)."
     for g,name in ((g_gen,'g_gen'),(g_rec,'g_rec')):
-        if g.ndim != 2 or g.shape[1] != g_gen.shape[1]: raise ValueError(f'{name} has shape {tuple(g.shape)}: give flat gradients (samples, parameters) on the same parameters for both, from `objective_grads`')
-        if not g.isfinite().all(): raise ValueError(f'{name} holds NaN or infinity: look at the losses that it was computed from')
+        if g.ndim != 2 or g.shape[1] != g_gen.shape[1]:
+            raise ValueError(f'{name} has shape {tuple(g.shape)}: give flat gradients (samples, parameters) '
+                             f'on the same parameters for both, from `objective_grads`')
+        if not g.isfinite().all():
+            raise ValueError(f'{name} holds NaN or infinity: look at the losses that it was computed from')
     return _cosines(_pack(g_gen, g_rec))
 
 # %% ../nbs/12_orthogonality.ipynb #545b5d95
@@ -82,10 +96,15 @@ def orthogonality_loss(
     world=1,       # how many ranks `reduce` averages over
 )->Tensor:         # a scalar in [0,3]; its gradient, averaged over ranks, is the global one
     "$\\mathcal L_{orth}=(1-s)+|d|$ (eq. 8); a mean over no pairs drops its term."
-    if reduce is None and len(g_gen)+len(g_rec) < 2: raise ValueError(f'g_gen and g_rec hold {len(g_gen)}+{len(g_rec)} gradients: an angle takes two; use more groups')
+    if reduce is None and len(g_gen)+len(g_rec) < 2:
+        raise ValueError(f'g_gen and g_rec hold {len(g_gen)}+{len(g_rec)} gradients: an angle takes two; '
+                         f'use more groups')
     cosines(g_gen[:0], g_rec[:0])
     loss = _orthogonality(g_gen, g_rec, reduce, world)
-    if not torch.isfinite(loss): raise ValueError(f'the orthogonality loss is {loss.item()} ({len(g_gen)} gradients of g_gen, {len(g_rec)} of g_rec): a gradient holds NaN or infinity; look at the losses before this call')
+    if not torch.isfinite(loss):
+        raise ValueError(f'the orthogonality loss is {loss.item()} ({len(g_gen)} gradients of g_gen, '
+                         f'{len(g_rec)} of g_rec): a gradient holds NaN or infinity; look at the losses '
+                         f'before this call')
     return loss
 
 # %% ../nbs/12_orthogonality.ipynb #fa70d276
@@ -103,16 +122,22 @@ def _each(fs, ps, name, graph):
     out = []
     for f in fs:
         l = f()
-        if l.ndim > 1: raise ValueError(f'a function in {name} returned shape {tuple(l.shape)}: return the loss of each sample of the group, (m,)')
+        if l.ndim > 1:
+            raise ValueError(f'a function in {name} returned shape {tuple(l.shape)}: return the loss of each '
+                             f'sample of the group, (m,)')
         out.append((l.numel(), l.mean().detach(), _grads(l.mean(), ps, name, graph)))
     return out
 
+# %% ../nbs/12_orthogonality.ipynb #c7498f42
 def _mean(each):
     "Mean loss and mean gradient over groups, by their sizes; a worker may have none."
     if not each: return torch.zeros(()), []
     n = sum(m for m,_,_ in each)
-    def add(gs): gs = [(m,g) for m,g in gs if g is not None]; return sum(g.detach()*(m/n) for m,g in gs) if gs else None
-    return sum(l*(m/n) for m,l,_ in each), [add([(m, gs[i]) for m,_,gs in each]) for i in range(len(each[0][2]))]
+    def add(gs):
+        gs = [(m,g) for m,g in gs if g is not None]
+        return sum(g.detach()*(m/n) for m,g in gs) if gs else None
+    return (sum(l*(m/n) for m,l,_ in each),
+            [add([(m, gs[i]) for m,_,gs in each]) for i in range(len(each[0][2]))])
 
 # %% ../nbs/12_orthogonality.ipynb #264b5d4f
 @contextlib.contextmanager
@@ -134,9 +159,11 @@ def _replayed(
     "`f` with the global randomness of its first call; later calls leave the generators as they found them."
     was = []
     def again():
-        if not was: was.append((torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in devices])); return f()
+        if not was:
+            was.append((torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in devices])); return f()
         with torch.random.fork_rng(devices):
-            torch.set_rng_state(was[0][0]); [torch.cuda.set_rng_state(s, d) for s,d in zip(was[0][1], devices)]
+            torch.set_rng_state(was[0][0])
+            [torch.cuda.set_rng_state(s, d) for s,d in zip(was[0][1], devices)]
             return f()
     return again
 
@@ -151,7 +178,9 @@ def _displaced(f, ps, g, v, eps):
     theta = [p.detach().clone() for p in ps]
     h = eps*torch.stack(torch._foreach_norm(theta)).norm()/v.norm().clamp(min=torch.finfo(v.dtype).tiny)
     try:
-        with torch.no_grad(): torch._foreach_add_(list(ps), [d.view_as(p)*h for d,p in zip(v.split([p.numel() for p in ps]), ps)])
+        with torch.no_grad():
+            torch._foreach_add_(list(ps),
+                                [d.view_as(p)*h for d,p in zip(v.split([p.numel() for p in ps]), ps)])
         moved = _flat(_grads(f().mean(), ps, 'a group', False), ps)
     finally:
         with torch.no_grad(): torch._foreach_copy_(list(ps), theta)
@@ -159,10 +188,14 @@ def _displaced(f, ps, g, v, eps):
 
 def _where(shallow, params, eps):
     "The places of the shallow parameters among all, if there are any and all are there."
-    if not shallow: raise ValueError('shallow is empty: no trained parameter is left on which the angle could be measured; raise cut')
+    if not shallow:
+        raise ValueError('shallow is empty: no trained parameter is left on which the angle could be '
+                         'measured; raise cut')
     if eps < 0: raise ValueError(f'eps is {eps}: a length is positive, 0 means double backward')
     ids = {id(p): k for k,p in enumerate(params)}; lost = [p for p in shallow if id(p) not in ids]
-    if lost: raise ValueError(f'shallow holds a parameter of shape {tuple(lost[0].shape)} that is not in params: choose it from the trained parameters')
+    if lost:
+        raise ValueError(f'shallow holds a parameter of shape {tuple(lost[0].shape)} that is not in params: '
+                         f'choose it from the trained parameters')
     return [ids[id(p)] for p in shallow]
 
 # %% ../nbs/12_orthogonality.ipynb #8ec904ae
@@ -178,19 +211,27 @@ def orthogonality_step(
     "Every gradient that a fine-tuning step needs, at little more than the price of two plain gradients."
     where, digits = _where(shallow, params, eps), partial(every_digit, shallow[0].device.type)
     if eps: gen, rec = ([_replayed(f, _gpus(shallow[:1])) for f in fs] for fs in (gen, rec))
-    trained = _each(rest, params, 'rest', False)      # first: no graph is alive yet, and no weight displaced, if a loss waits for other shards
-    with digits() if eps else contextlib.nullcontext(): g, r = _each(gen, shallow, 'gen', not eps), _each(rec, params, 'rec', not eps)
-    flat = [torch.stack([_flat(gs, shallow) for gs in part]) if part else shallow[0].new_zeros(0, sum(p.numel() for p in shallow)) for part in ([gs for _,_,gs in g], [[gs[k] for k in where] for _,_,gs in r])]
+    # first: no graph is alive yet, and no weight displaced, if a loss waits for other shards
+    trained = _each(rest, params, 'rest', False)
+    with digits() if eps else contextlib.nullcontext():
+        g, r = _each(gen, shallow, 'gen', not eps), _each(rec, params, 'rec', not eps)
+    flat = [torch.stack([_flat(gs, shallow) for gs in part]) if part else shallow[0].new_zeros(0,
+                sum(p.numel() for p in shallow))
+            for part in ([gs for _,_,gs in g], [[gs[k] for k in where] for _,_,gs in r])]
     if eps: flat = [f.detach().requires_grad_() for f in flat]
-    if reduce is None and sum(map(len, flat)) < 2: raise ValueError(f'gen and rec hold {len(gen)}+{len(rec)} groups: an angle takes two; use more groups')
+    if reduce is None and sum(map(len, flat)) < 2:
+        raise ValueError(f'gen and rec hold {len(gen)}+{len(rec)} groups: an angle takes two; '
+                         f'use more groups')
     with digits(): loss = _orthogonality(*flat, reduce=reduce, world=world)
     if eps:
-        vs = torch.autograd.grad(loss, flat); jobs = zip([*gen, *rec], torch.cat(flat).detach(), torch.cat(vs))
+        vs = torch.autograd.grad(loss, flat)
+        jobs = zip([*gen, *rec], torch.cat(flat).detach(), torch.cat(vs))
         with digits(): pull = sum(_displaced(f, shallow, g0, v, eps) for f,g0,v in jobs)
     else: pull = _flat(_grads(loss, shallow, 'the orthogonality loss'), shallow)
     orth = dict(zip(where, (o.view_as(p) for o,p in zip(pull.split([p.numel() for p in shallow]), shallow))))
     l_gen, g_mean = _mean(g); l_rec, r_mean = _mean(r+trained); g_mean = dict(zip(where, g_mean))
-    return Orthogonal(loss.detach(), l_gen, l_rec, [g_mean.get(k) for k in range(len(params))], r_mean, [orth.get(k) for k in range(len(params))])
+    return Orthogonal(loss.detach(), l_gen, l_rec, [g_mean.get(k) for k in range(len(params))], r_mean,
+                      [orth.get(k) for k in range(len(params))])
 
 # %% ../nbs/12_orthogonality.ipynb #6d2c946c
 def displaced_agreement(
@@ -203,7 +244,10 @@ def displaced_agreement(
     gen, rec = ([_replayed(f, _gpus(shallow[:1])) for f in fs] for fs in (gen, rec))
     a,b = (_flat(orthogonality_step(gen, rec, shallow, shallow, eps=e).orth, shallow) for e in (eps, 0.))
     cos = F.cosine_similarity(a, b, dim=0).item()
-    if not cos >= least: warnings.warn(f'the displaced gradient of the orthogonality loss agrees with double backward to {cos:.2f} only (kinks, as of ReLU?): use eps=0, exact and dearer, or project=True with lam_orth=0')
+    if not cos >= least:
+        warnings.warn(f'the displaced gradient of the orthogonality loss agrees with double backward to '
+                      f'{cos:.2f} only (kinks, as of ReLU?): use eps=0, exact and dearer, or project=True '
+                      f'with lam_orth=0')
     return cos
 
 # %% ../nbs/12_orthogonality.ipynb #e490985f
@@ -213,14 +257,21 @@ def project(
     reduce=None, # mean of a tensor over ranks; None: there is one. With ranks, the Nones of `g_gen` are the same on all
 )->list:         # generation gradients that do not oppose reconstruction; over ranks, their mean does not
     "Take out of the generation gradient what opposes reconstruction (PCGrad, one-sided)."
-    if len(g_gen) != len(g_rec): raise ValueError(f'g_gen has {len(g_gen)} entries, g_rec {len(g_rec)}: give both for the same parameters, None where there is none')
+    if len(g_gen) != len(g_rec):
+        raise ValueError(f'g_gen has {len(g_gen)} entries, g_rec {len(g_rec)}: give both for the same '
+                         f'parameters, None where there is none')
     both = [(a, torch.zeros_like(a) if b is None else b) for a,b in zip(g_gen, g_rec) if a is not None]
-    if not both or reduce is None and all(b is None for a,b in zip(g_gen, g_rec) if a is not None): raise ValueError('g_gen and g_rec share no parameter: there is nothing to project')
-    if reduce is not None: a,b = (reduce(torch.cat([g.reshape(-1) for g in gs])) for gs in zip(*both)); both = [(a,b)]
+    if not both or reduce is None and all(b is None for a,b in zip(g_gen, g_rec) if a is not None):
+        raise ValueError('g_gen and g_rec share no parameter: there is nothing to project')
+    if reduce is not None:
+        a,b = (reduce(torch.cat([g.reshape(-1) for g in gs])) for gs in zip(*both)); both = [(a,b)]
     a, b = map(list, zip(*both))
     dot, sq = (torch.cat([v.reshape(-1) for v in torch._foreach_mul(u, b)]).sum() for u in (a, b))
     c = dot.clamp(max=0)/sq.clamp(min=torch.finfo(sq.dtype).tiny)
     on = [k for k,(a,b) in enumerate(zip(g_gen, g_rec)) if a is not None and b is not None]; out = list(g_gen)
     if on:
-        for k,v in zip(on, torch._foreach_sub([g_gen[k] for k in on], torch._foreach_mul([g_rec[k] for k in on], c))): out[k] = v
+        for k,v in zip(on,
+                       torch._foreach_sub([g_gen[k] for k in on],
+                                          torch._foreach_mul([g_rec[k] for k in on], c))):
+            out[k] = v
     return out

@@ -35,13 +35,16 @@ def _panel(name, columns, text):
     "Parse lines `method | venue | numbers`."
     rows = [[c.strip() for c in l.split('|')] for l in text.strip().splitlines()]
     rows = tuple(Row(m, v, tuple(None if x == '-' else float(x) for x in n.split())) for m,v,n in rows)
-    if bad := [r.method for r in rows if len(r.values) != len(columns)]: raise ValueError(f'rows {bad} of {name} do not have {len(columns)} values')
+    if bad := [r.method for r in rows if len(r.values) != len(columns)]:
+        raise ValueError(f'rows {bad} of {name} do not have {len(columns)} values')
     return Panel(name, tuple(columns), rows)
 
 def _columns(datasets, metrics=('psnr','ssim')): return [(d,m) for d in datasets for m in metrics]
 
 # %% ../nbs/17a_paper.ipynb #681c90e6
-SETTING_A = dict(dehazing=('reside','revide'), deraining=('rain100l','rain100h'), desnowing=('snow100k','realsnow'), low_light=('lol_v1','lol_v2'))   # task -> (trained on, generalises to)
+# task -> (trained on, generalises to)
+SETTING_A = dict(dehazing=('reside','revide'), deraining=('rain100l','rain100h'),
+                 desnowing=('snow100k','realsnow'), low_light=('lol_v1','lol_v2'))
 _A1 = _panel('dehazing', _columns(SETTING_A['dehazing']), """
 GridDehazeNet | ICCV 19 | 25.86 0.944 16.53 0.619
 MAXIM | CVPR 22 | 29.12 0.932 17.01 0.653
@@ -80,12 +83,16 @@ DA-CLIP | ICLR 24 | 23.77 0.830 23.09 0.814
 X-Restormer | ECCV 24 | 19.25 0.811 21.25 0.796
 Ours | - | 23.59 0.856 25.67 0.883
 """)
-_LEAKS = {'low_light': 'leak: LOL-v1 train holds scenes of the LOL-v2-real test set (night-enhancement#8, LLFlow#35, GSAD#36)',
-          'deraining': 'leak: Rain100L and Rain100H share their 100 ground truths; Rain100H train and test share backgrounds (PReNet#21, #25)'}
-_Y = 'channel: the deraining values look like luminance (Y) although the text says RGB; the two differ by about 2 dB; ours are in cards.json for both'
+_LEAKS = {'low_light': 'leak: LOL-v1 train holds scenes of the LOL-v2-real test set (night-enhancement#8, '
+          'LLFlow#35, GSAD#36)',
+          'deraining': 'leak: Rain100L and Rain100H share their 100 ground truths; Rain100H train and test '
+          'share backgrounds (PReNet#21, #25)'}
+_Y = ('channel: the deraining values look like luminance (Y) although the text says RGB; the two differ by '
+      'about 2 dB; ours are in cards.json for both')
 
 # %% ../nbs/17a_paper.ipynb #c9a8ac11
-TABLE1 = PaperTable('1', 'Single-task restoration and generalisation (Setting A)', (_A1,_A2,_A3,_A4), (*_LEAKS.values(), _Y))
+TABLE1 = PaperTable('1', 'Single-task restoration and generalisation (Setting A)', (_A1,_A2,_A3,_A4),
+                    (*_LEAKS.values(), _Y))
 
 # %% ../nbs/17a_paper.ipynb #12e26075
 TEN = ('blurry','hazy','jpeg','low_light','noisy','raindrop','rainy','shadowed','snowy','inpainting')
@@ -143,10 +150,16 @@ TABLE2 = PaperTable('2', 'Multi-task unified restoration (Setting B)', (_B1,_B2,
     'sampling across tasks and the protocol of evaluation are not stated; DA-CLIP\'s are assumed'))
 
 # %% ../nbs/17a_paper.ipynb #4b29f187
-DATASETS_B = dict(blurry=('GoPro',2103,1111), hazy=('RESIDE-6k',6000,1000), jpeg=('DIV2K+Flickr2K, LIVE1',3550,29), low_light=('LOL',485,15), noisy=('DIV2K+Flickr2K, CBSD68',3550,68),
-                  raindrop=('RainDrop',861,58), rainy=('Rain100H',1800,100), shadowed=('SRD',2680,408), snowy=('Snow100K-L',1872,601), inpainting=('CelebA-HQ, thin masks',29900,100))   # task -> (name, training, test pictures)
-TABLE3 = PaperTable('3', 'Data sets of Setting B', (Panel('pictures', (('training','pictures'),('test','pictures')), tuple(Row(f'{t} ({n})', '', (a,b)) for t,(n,a,b) in DATASETS_B.items())),),
-                    ('sizes: DA-CLIP\'s author speaks of 3,440 pictures for JPEG and noise, its list of 3,550',))
+DATASETS_B = dict(blurry=('GoPro',2103,1111), hazy=('RESIDE-6k',6000,1000),
+                  jpeg=('DIV2K+Flickr2K, LIVE1',3550,29), low_light=('LOL',485,15),
+                  noisy=('DIV2K+Flickr2K, CBSD68',3550,68),
+                  raindrop=('RainDrop',861,58), rainy=('Rain100H',1800,100), shadowed=('SRD',2680,408),
+                  snowy=('Snow100K-L',1872,601), inpainting=('CelebA-HQ, thin masks',29900,100))  # task -> (name, training, test pictures)
+TABLE3 = PaperTable('3', 'Data sets of Setting B',
+                    (Panel('pictures', (('training','pictures'),('test','pictures')),
+                           tuple(Row(f'{t} ({n})', '', (a,b)) for t,(n,a,b) in DATASETS_B.items())),),
+                    ('sizes: DA-CLIP\'s author speaks of 3,440 pictures for JPEG and noise, its '
+                     'list of 3,550',))
 
 # %% ../nbs/17a_paper.ipynb #a67401c1
 TABLE4 = PaperTable('4', 'Cost of restoring one picture', (_panel('cost', [('','params_M'),('','flops_G'),('','runtime_s')], """
@@ -157,13 +170,16 @@ Ours | - | 27.8 72 0.09
 Ours + NAFNet | - | 69.6 71 0.10
 Ours + X-Restormer | - | 90.8 168 2.5
 """),), ('sums: the paper prints "67.8M + 1.8M", "63G + 8G", "89M + 1.8M", "160G + 8G"; the sums are ours',
-         'sizes: the official X-Restormer has 26.04 M parameters, not 89 M, and PromptIR 35.6 M, not 33 M; FLOPs are multiply-adds',
+         'sizes: the official X-Restormer has 26.04 M parameters, not 89 M, and PromptIR 35.6 M, not 33 M; '
+         'FLOPs are multiply-adds',
          'runtime: neither hardware nor picture size is stated'))
 
 # %% ../nbs/17a_paper.ipynb #19ce66e2
 _LOST = 'labels: the symbols of four rows were lost from the text; t*, w_l, L_reg and L_orth are our reading'
 def _ablation(number, task, text, *more):
-    return PaperTable(number, f'Ablation of {task.replace("_","-")}', (_panel(task, _columns(SETTING_A[task]), text),), (_LOST, *([_LEAKS[task]] if task in _LEAKS else []), *more))
+    return PaperTable(number, f'Ablation of {task.replace("_","-")}',
+                      (_panel(task, _columns(SETTING_A[task]), text),),
+                      (_LOST, *([_LEAKS[task]] if task in _LEAKS else []), *more))
 TABLE5 = _ablation('5', 'dehazing', """
 w/o TMGP | - | 28.95 0.895 15.29 0.535
 w/o t* | - | 28.63 0.844 15.04 0.513
@@ -216,7 +232,8 @@ w/o L_reg | - | 27.41 0.794 0.236
 w/o L_orth | - | 27.25 0.812 0.252
 Ours | - | 28.13 0.862 0.123
 """),), (_LOST,
-    'permuted labels: the rows w/o TIT, w/o MoE and w/o GEF carry the values that the main ablation gives to w/o GEF, w/o TIT and w/o MoE; one of the two tables is mislabelled'))
+    'permuted labels: the rows w/o TIT, w/o MoE and w/o GEF carry the values that the main ablation gives to '
+    'w/o GEF, w/o TIT and w/o MoE; one of the two tables is mislabelled'))
 MAIN = PaperTable('main', 'Main ablation (dehazing of Setting A, and Setting B)', (_panel('main', _columns(SETTING_A['dehazing'])+_AVERAGE, """
 w/o TMGP | - | 28.95 0.895 15.29 0.535 24.56 0.782 0.464
 w/o GEF | - | 21.25 0.624 14.47 0.565 17.76 0.564 0.529
@@ -228,7 +245,8 @@ Ours | - | 29.08 0.933 20.74 0.782 28.13 0.862 0.123
 """),), (_LOST, 'permuted labels: see Table 9'))
 
 # %% ../nbs/17a_paper.ipynb #71f8f1ed
-PAPER = {t.number: t for t in (TABLE1,TABLE2,TABLE3,TABLE4,TABLE5,TABLE6,TABLE7,TABLE8,TABLE9,MAIN)}   # by number; 'main' is the ablation of the main text
+# by number; 'main' is the ablation of the main text
+PAPER = {t.number: t for t in (TABLE1,TABLE2,TABLE3,TABLE4,TABLE5,TABLE6,TABLE7,TABLE8,TABLE9,MAIN)}
 
 def paper_value(
     table,    # number, a key of `PAPER`
@@ -248,5 +266,8 @@ def paper_value(
 def paper_json(
 )->str:  # JSON
     "All tables of the paper as JSON."
-    table = lambda t: dict(title=t.title, caveats=list(t.caveats), panels=[dict(name=p.name, columns=[list(c) for c in p.columns], rows=[dict(method=r.method, venue=r.venue, values=list(r.values)) for r in p.rows]) for p in t.panels])
+    table = lambda t: dict(title=t.title, caveats=list(t.caveats),
+                           panels=[dict(name=p.name, columns=[list(c) for c in p.columns],
+                                        rows=[dict(method=r.method, venue=r.venue, values=list(r.values))
+                                              for r in p.rows]) for p in t.panels])
     return json.dumps({k: table(t) for k,t in PAPER.items()}, indent=1, ensure_ascii=False) + '\n'

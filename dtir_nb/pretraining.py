@@ -42,8 +42,12 @@ def gen_loss(
     check_steps(t, sched.T, low=1)
     if eps is None: eps = torch.randn(x.shape, generator=gen, device=x.device, dtype=x.dtype)
     xhat, weight = net(add_noise(x, t, eps, sched), t), gamma(t, sched)
-    if xhat.shape != x.shape: raise ValueError(f'net returned shape {tuple(xhat.shape)} for images of shape {tuple(x.shape)}: it has to keep the size')
-    if weight.shape != t.shape: raise ValueError(f'gamma returned shape {tuple(weight.shape)} for {len(t)} steps: one weight for each, (B,)')
+    if xhat.shape != x.shape:
+        raise ValueError(f'net returned shape {tuple(xhat.shape)} for images of shape {tuple(x.shape)}: it '
+                         f'has to keep the size')
+    if weight.shape != t.shape:
+        raise ValueError(f'gamma returned shape {tuple(weight.shape)} for {len(t)} steps: one weight '
+                         f'for each, (B,)')
     return weight*((xhat-x)/at(sched.levels, t, x)).square().flatten(1).mean(1)
 
 # %% ../nbs/09_pretraining.ipynb #d7607ae3
@@ -62,8 +66,12 @@ def pretrain(
     **kw,              # further arguments of `fit`, such as `run` and `after`
 ):                     # the averaged network
     "Stage 1 of the method (Sec. 3.1, Algorithm 1): teach the restoration network to denoise clean pictures at every level."
-    if not hasattr(net, 'schedule'): raise ValueError(f'net is a {type(net).__name__} without a schedule: give it a clock, Clocked(net, cosine_schedule())')
+    if not hasattr(net, 'schedule'):
+        raise ValueError(f'net is a {type(net).__name__} without a schedule: give it a clock, Clocked(net, '
+                         f'cosine_schedule())')
     source = Clean(images, patch=patch) if isinstance(images, (list,tuple)) else images
     draw = stream(source, batch=batch, seed=cfg.seed) if hasattr(source, 'sample') else source
-    if not callable(draw): raise ValueError(f'images is a {type(images).__name__}: give a list of pictures or files, a source, or a stream')
+    if not callable(draw):
+        raise ValueError(f'images is a {type(images).__name__}: give a list of pictures or files, a '
+                         f'source, or a stream')
     return fit(net, draw, partial(pretrain_step, gamma=gamma), cfg, **kw)

@@ -47,21 +47,27 @@ class Recipe:
 
     def __post_init__(self):
         for f in fields(self):
-            if isinstance(getattr(self, f.name), list): object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
+            if isinstance(getattr(self, f.name), list):
+                object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
         check_recipe(self)
 
 # %% ../nbs/18b_recipes.ipynb #5bd79331
 def gef(r):
     "What fine-tuning adds to plain supervision, of a recipe."
-    return FinetuneConfig(mix=r.mix, clump=r.clump, mu=r.mu, lam_reg=r.lam_reg, lam_orth=r.lam_orth, lengths=r.lengths, project=r.project, rate=r.rate, cut=r.cut, samples=r.samples)
+    return FinetuneConfig(mix=r.mix, clump=r.clump, mu=r.mu, lam_reg=r.lam_reg, lam_orth=r.lam_orth,
+                          lengths=r.lengths, project=r.project, rate=r.rate, cut=r.cut, samples=r.samples)
 
 def spec(r)->dict:
     "The network of a recipe, as `build_net` wants it."
-    return dict(backbone='NAFNet', args=dict(width=r.width, enc=list(r.enc), middle=r.middle, dec=[1]*len(r.enc)), T=r.T, experts=dict(n=r.experts, k=r.top) if r.experts else None)
+    return dict(backbone='NAFNet',
+                args=dict(width=r.width, enc=list(r.enc), middle=r.middle, dec=[1]*len(r.enc)), T=r.T,
+                experts=dict(n=r.experts, k=r.top) if r.experts else None)
 
 def fit_config(r, steps, lr, stages=1):
     "How a recipe is trained for so many steps, which may be those of several stages together."
-    return FitConfig(steps=steps, lr=lr, lr_min=min(1e-6, lr), warmup=min(50, steps//10), ema=r.ema, seed=r.seed, save_every=r.save_every or max(100, steps//stages//4), amp=r.amp or False, full_disk=r.full_disk, background=r.background, channels_last=r.channels_last)
+    return FitConfig(steps=steps, lr=lr, lr_min=min(1e-6, lr), warmup=min(50, steps//10), ema=r.ema,
+                     seed=r.seed, save_every=r.save_every or max(100, steps//stages//4), amp=r.amp or False,
+                     full_disk=r.full_disk, background=r.background, channels_last=r.channels_last)
 
 def stage_steps(r)->list:
     "Steps of each stage of fine-tuning, of a recipe."
@@ -78,15 +84,26 @@ def check_recipe(r):
     for k in ('pre','tune','est','experts','save_every'):
         if getattr(r, k) < 0: no(k, 'has to be at least 0')
     odd = [k for k in r.tasks if k not in TASKS]
-    if odd or not r.tasks or len(set(r.tasks)) < len(r.tasks): no('tasks', f'takes each task once, out of {", ".join(TASKS)}')
-    for k,choice in dict(order=('ascending','descending','joint'), team=('exact','ddp','fsdp'), amp=('','bf16')).items():
-        if getattr(r, k) not in choice: no(k, f'is one of {", ".join(map(repr, choice))}' + (' (fine-tuning brings its own gradients, which float16 cannot scale: take bf16)' if getattr(r, k) == 'fp16' else ''))
+    if odd or not r.tasks or len(set(r.tasks)) < len(r.tasks):
+        no('tasks', f'takes each task once, out of {", ".join(TASKS)}')
+    for k,choice in dict(order=('ascending','descending','joint'), team=('exact','ddp','fsdp'),
+                         amp=('','bf16')).items():
+        if getattr(r, k) not in choice:
+            no(k, f'is one of {", ".join(map(repr, choice))}'
+               + (' (fine-tuning brings its own gradients, which float16 cannot scale: take bf16)'
+                  if getattr(r, k) == 'fp16' else ''))
     if r.experts and r.top > r.experts: no('top', f'is more than the {r.experts} experts there are')
     if r.batch % r.shards: no('shards', f'does not divide the batch of {r.batch}')
-    if r.team == 'exact' and r.shards & (r.shards-1): no('shards', "has to be 1, 2, 4, 8, … for the exact sum; team='ddp' takes any number")
-    if r.amp and r.lam_orth and r.team == 'fsdp': no('amp', 'turns the finite differences of the orthogonality loss into noise where the network lies in slices: set lam_orth=0 (project=True is its first-order form), or amp=')
-    if r.team == 'fsdp' and (r.experts or len(r.tasks) > 1 and r.order != 'joint'): no('team', 'keeps the network in slices, which carry neither experts (experts=0) nor stages (one task, or order=joint); the orthogonality loss goes in its displaced form')
-    if r.data and sorted(s.split('/')[0] for s in r.sets) != sorted(r.tasks): no('sets', f'names one data set for each of tasks={r.tasks}: task/data set/split')
+    if r.team == 'exact' and r.shards & (r.shards-1):
+        no('shards', "has to be 1, 2, 4, 8, … for the exact sum; team='ddp' takes any number")
+    if r.amp and r.lam_orth and r.team == 'fsdp':
+        no('amp', 'turns the finite differences of the orthogonality loss into noise where the network lies '
+           'in slices: set lam_orth=0 (project=True is its first-order form), or amp=')
+    if r.team == 'fsdp' and (r.experts or len(r.tasks) > 1 and r.order != 'joint'):
+        no('team', 'keeps the network in slices, which carry neither experts (experts=0) nor stages (one '
+           'task, or order=joint); the orthogonality loss goes in its displaced form')
+    if r.data and sorted(s.split('/')[0] for s in r.sets) != sorted(r.tasks):
+        no('sets', f'names one data set for each of tasks={r.tasks}: task/data set/split')
     if not 0 <= r.last < 1: no('last', 'is a fraction of the fine-tuning, at least 0 and below 1')
     try: stage_steps(r)
     except ValueError as e: no('tune', str(e))
@@ -95,45 +112,59 @@ def check_recipe(r):
 # %% ../nbs/18b_recipes.ipynb #1130210b
 def demo(scale='default', seed=0)->Recipe:
     "The demonstration on embedded photographs: 'tiny' proves that it runs, 'default' takes minutes, 'large' hours."
-    sizes = dict(default={}, tiny=dict(pre=6, tune=8, est=4, batch=4, patch=32, matching=1, samples=8, size=64),
+    sizes = dict(default={},
+                 tiny=dict(pre=6, tune=8, est=4, batch=4, patch=32, matching=1, samples=8, size=64),
                  large=dict(pre=12_000, tune=12_000, est=1000, width=16, middle=3, patch=64, matching=24))
     if scale not in sizes: raise ValueError(f"scale is {scale!r}: it is {', '.join(map(repr, sizes))}")
     return Recipe(seed=seed, **sizes[scale])
 
 # %% ../nbs/18b_recipes.ipynb #2c10361a
-PAPER = dict(width=64, enc=(1,1,1,28), middle=1, pre=500_000, lr_pre=5e-5, lr_tune=5e-5, patch=128, batch=16, matching=64, samples=256, ema=.999, save_every=5000, clump=2, background=True)
-SETTING_A = dict(hazy=('RESIDE-6k/train', 'REVIDE/Test'), rainy=('Rain100L/', 'Rain100H/'), snowy=('Snow100K/train', 'RealSnow/test'), low_light=('LOL-v1/our485', 'LOL-v2 real/Test'))
-SETTING_B = dict(blurry='GoPro', hazy='RESIDE-6k', jpeg='DIV2K+Flickr2K / LIVE1 q10', low_light='LOL-v1', noisy='DIV2K+Flickr2K / CBSD68 σ=50', raindrop='RainDrop', rainy='Rain100H', shadowed='SRD', snowy='Snow100K-L', inpainting='CelebA-HQ 256')
+PAPER = dict(width=64, enc=(1,1,1,28), middle=1, pre=500_000, lr_pre=5e-5, lr_tune=5e-5, patch=128, batch=16,
+             matching=64, samples=256, ema=.999, save_every=5000, clump=2, background=True)
+SETTING_A = dict(hazy=('RESIDE-6k/train', 'REVIDE/Test'), rainy=('Rain100L/', 'Rain100H/'),
+                 snowy=('Snow100K/train', 'RealSnow/test'), low_light=('LOL-v1/our485', 'LOL-v2 real/Test'))
+SETTING_B = dict(blurry='GoPro', hazy='RESIDE-6k', jpeg='DIV2K+Flickr2K / LIVE1 q10', low_light='LOL-v1',
+                 noisy='DIV2K+Flickr2K / CBSD68 σ=50', raindrop='RainDrop', rainy='Rain100H', shadowed='SRD',
+                 snowy='Snow100K-L', inpainting='CelebA-HQ 256')
 
 def setting_a(
     task,        # 'hazy', 'rainy', 'snowy' or 'low_light'
     data='data', # folder with the data sets
 )->Recipe:
     "Setting A: learn a task from one data set, be tested on another (Tables 1, 5–8)."
-    if task not in SETTING_A: raise ValueError(f"setting_a has no task {task!r}: it has {', '.join(SETTING_A)}")
+    if task not in SETTING_A:
+        raise ValueError(f"setting_a has no task {task!r}: it has {', '.join(SETTING_A)}")
     source, target = SETTING_A[task]
-    return Recipe(tasks=(task,), data=data, sets=(f'{task}/{source}',), targets=(f'{task}/{target}',), tune=300_000, experts=0, **PAPER)
+    return Recipe(tasks=(task,), data=data, sets=(f'{task}/{source}',), targets=(f'{task}/{target}',),
+                  tune=300_000, experts=0, **PAPER)
 
 def setting_b(
     data='data', # folder with the data of DA-CLIP
 )->Recipe:
     "Setting B: ten degradations in one network, in ten stages (Tables 2, 9)."
     sets = [(k, f'{n} (DA-CLIP)') for k,n in SETTING_B.items()]
-    return Recipe(tasks=tuple(SETTING_B), data=data, sets=tuple(f'{k}/{n}/train' for k,n in sets), targets=tuple(f'{k}/{n}/val' for k,n in sets), tune=1_000_000, experts=8, **PAPER)
+    return Recipe(tasks=tuple(SETTING_B), data=data, sets=tuple(f'{k}/{n}/train' for k,n in sets),
+                  targets=tuple(f'{k}/{n}/val' for k,n in sets), tune=1_000_000, experts=8, **PAPER)
 
 # %% ../nbs/18b_recipes.ipynb #0a217307
-ABLATIONS = dict(full={}, no_pretraining=dict(pre=0), no_generation=dict(mix=0., mu=0., lam_orth=0.), no_importance=dict(lam_reg=0.), no_orthogonality=dict(lam_orth=0.), projection=dict(lam_orth=0., project=True),
-    no_decay=dict(rate=0.), all_layers=dict(cut=1.), no_experts=dict(experts=0), reversed=dict(order='descending'), joint=dict(order='joint'), supervised=dict(mix=0., mu=0., lam_reg=0., lam_orth=0.))
+ABLATIONS = dict(full={}, no_pretraining=dict(pre=0), no_generation=dict(mix=0., mu=0., lam_orth=0.),
+                 no_importance=dict(lam_reg=0.), no_orthogonality=dict(lam_orth=0.),
+                 projection=dict(lam_orth=0., project=True),
+    no_decay=dict(rate=0.), all_layers=dict(cut=1.), no_experts=dict(experts=0),
+    reversed=dict(order='descending'), joint=dict(order='joint'),
+    supervised=dict(mix=0., mu=0., lam_reg=0., lam_orth=0.))
 
 def ablation(
     name,            # a key of `ABLATIONS`
     base=None,       # the recipe to change; default the demonstration
 )->Recipe:
     "The same run without one of its parts."
-    if name not in ABLATIONS: raise ValueError(f"there is no ablation {name!r}: there are {', '.join(ABLATIONS)}")
+    if name not in ABLATIONS:
+        raise ValueError(f"there is no ablation {name!r}: there are {', '.join(ABLATIONS)}")
     return replace(base or demo(), **ABLATIONS[name])
 
-RECIPES = dict(demo=demo, setting_a=setting_a, setting_b=setting_b, ablation=ablation)   # what `NAME` or `NAME:ARGUMENT` can name
+# what `NAME` or `NAME:ARGUMENT` can name
+RECIPES = dict(demo=demo, setting_a=setting_a, setting_b=setting_b, ablation=ablation)
 
 # %% ../nbs/18b_recipes.ipynb #b42624bc
 def parse(
@@ -144,10 +175,15 @@ def parse(
     "A value of the type of `like` from its text."
     try:
         if isinstance(like, bool): return dict(true=True, false=False)[text.lower()]
-        if isinstance(like, tuple): return tuple((int if like and isinstance(like[0], int) else str)(p.strip()) for p in text.split(',') if p.strip())
+        if isinstance(like, tuple):
+            return tuple((int if like and isinstance(like[0], int) else str)(p.strip())
+                         for p in text.split(',') if p.strip())
         return type(like)(text.replace('_','') if isinstance(like, (int, float)) else text)
-    except (ValueError, KeyError): raise ValueError(f'--set {key}={text}: {key} is {"true or false" if isinstance(like, bool) else f"of type {type(like).__name__}, such as {like!r}"}') from None
+    except (ValueError, KeyError):
+        raise ValueError(f'--set {key}={text}: {key} is '
+                         f'{"true or false" if isinstance(like, bool) else f"of type {type(like).__name__}, such as {like!r}"}') from None
 
+# %% ../nbs/18b_recipes.ipynb #3cbe8b8d
 def with_settings(
     r:Recipe,
     pairs,     # texts 'key=value'
@@ -158,7 +194,11 @@ def with_settings(
         key, eq, text = p.partition('=')
         if not eq or key not in known:
             near = difflib.get_close_matches(key, known, 1)
-            raise ValueError(f'--set {p}: ' + (f'there is no setting {key!r}' + (f'; did you mean {near[0]!r}?' if near else f'; there are {", ".join(sorted(known))}') if eq else 'it is key=value'))
+            raise ValueError(f'--set {p}: '
+                             + (f'there is no setting {key!r}'
+                                + (f'; did you mean {near[0]!r}?' if near
+                                   else f'; there are {", ".join(sorted(known))}') if eq
+                                else 'it is key=value'))
         new[key] = parse(text, getattr(r, key), key)
     return replace(r, **new)
 
@@ -170,7 +210,9 @@ def recipe(
     "The recipe that a command line names."
     name, _, arg = name.partition(':')
     if name not in RECIPES: raise ValueError(f'there is no recipe {name!r}; there are {", ".join(RECIPES)}')
-    if name in ('setting_a','ablation') and not arg: raise ValueError(f'{name} wants to know which one: {name}:{next(iter(SETTING_A if name == "setting_a" else ABLATIONS))}, for example')
+    if name in ('setting_a','ablation') and not arg:
+        raise ValueError(f'{name} wants to know which one: '
+                         f'{name}:{next(iter(SETTING_A if name == "setting_a" else ABLATIONS))}, for example')
     return with_settings(RECIPES[name](*([arg] if arg else [])), settings)
 
 # %% ../nbs/18b_recipes.ipynb #e367fee7
@@ -185,13 +227,17 @@ def read_recipe(
     path = Path(out)/'config.json'
     if not path.exists(): return None
     try: return Recipe(**json.loads(path.read_text()))
-    except (TypeError, ValueError) as e: raise ValueError(f'{path} is not the page of a recipe ({str(e)[:80]}): choose another --out, or delete that directory') from None
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'{path} is not the page of a recipe ({str(e)[:80]}): choose another --out, or '
+                         f'delete that directory') from None
 
 # %% ../nbs/18b_recipes.ipynb #da1957e3
 def check_config(r:Recipe, out):
     "A directory belongs to one configuration; write it there, or compare it with the one that is there."
     old, path = read_recipe(out), Path(out)/'config.json'
-    if old and old != r: raise ValueError(f'{os.fspath(out)} holds a run with another configuration ({", ".join(f"{f.name}={getattr(old, f.name)!r}" for f in fields(r) if getattr(old, f.name) != getattr(r, f.name))}): choose another --out, or delete it')
+    if old and old != r:
+        raise ValueError(f'{os.fspath(out)} holds a run with another configuration '
+                         f'({", ".join(f"{f.name}={getattr(old, f.name)!r}" for f in fields(r) if getattr(old, f.name) != getattr(r, f.name))}): choose another --out, or delete it')
     path.parent.mkdir(parents=True, exist_ok=True)
     if not old: write(path, json.dumps(asdict(r), indent=1))
 
@@ -200,19 +246,30 @@ def photos(split): return [p.image for p in embedded_photos(split)]
 
 def files_of(r:Recipe, names)->dict:
     "Task -> (degraded files, clean files) of the data sets 'task/data set/split' in the folder `r.data`."
-    if not Path(r.data).is_dir(): raise ImageError(r.data, 'E_MISSING', f'is not a folder; put the data sets there or name another with --set data=…, and look at it with `dtir data doctor`')
-    if (Path(r.data)/'manifest.jsonl').exists(): found = {n: manifest_pairs(r.data, n.split('/')[0], n.rsplit('/', 1)[1] or None) for n in names}
+    if not Path(r.data).is_dir():
+        raise ImageError(r.data, 'E_MISSING', f'is not a folder; put the data sets there or name another '
+                         f'with --set data=…, and look at it with `dtir data doctor`')
+    if (Path(r.data)/'manifest.jsonl').exists():
+        found = {n: manifest_pairs(r.data, n.split('/')[0], n.rsplit('/', 1)[1] or None) for n in names}
     else:
-        groups = {f'{g.task}/{g.name}/{g.split}': g.pairs for g in survey(r.data)[0]}; found = {n: tuple(zip(*groups.get(n, []))) or ((), ()) for n in names}
+        groups = {f'{g.task}/{g.name}/{g.split}': g.pairs for g in survey(r.data)[0]}
+        found = {n: tuple(zip(*groups.get(n, []))) or ((), ()) for n in names}
     lost = [n for n,p in found.items() if not p[0]]
-    if lost: raise ImageError(r.data, 'E_MISSING', f'holds no pairs of {", ".join(lost)}; `dtir data doctor {r.data}` says what is there')
+    if lost:
+        raise ImageError(r.data, 'E_MISSING', f'holds no pairs of {", ".join(lost)}; `dtir data doctor '
+                         f'{r.data}` says what is there')
     return {n.split('/')[0]: p for n,p in found.items()}
 
+# %% ../nbs/18b_recipes.ipynb #115a4b19
 def sources(r:Recipe, patch=None)->dict:
     "Task -> source of training pairs: measured ones from `r.data`, or drawn on the fly from the embedded photographs at their source strength."
-    if not r.data: return {k: Synthetic(photos('train'), k, STRENGTHS[k].source, patch=patch or r.patch) for k in r.tasks}
-    trust = 'trust' if (Path(r.data)/'manifest.jsonl').exists() else 'stop'     # what `dtir data prepare` has examined needs no second look
-    return {k: Pairs(lq, gt, k, patch=patch or r.patch, bad=trust) for k,(lq,gt) in files_of(r, r.sets).items()}
+    if not r.data:
+        return {k: Synthetic(photos('train'), k, STRENGTHS[k].source, patch=patch or r.patch)
+                for k in r.tasks}
+    # what `dtir data prepare` has examined needs no second look
+    trust = 'trust' if (Path(r.data)/'manifest.jsonl').exists() else 'stop'
+    return {k: Pairs(lq, gt, k, patch=patch or r.patch, bad=trust)
+            for k,(lq,gt) in files_of(r, r.sets).items()}
 
 def clean_pictures(r:Recipe):
     "Source of clean pictures: the clean sides of the training pairs, or the embedded photographs."
@@ -221,4 +278,5 @@ def clean_pictures(r:Recipe):
 
 def team_of(r:Recipe, world=1):
     "The team of a recipe on so many workers."
-    return dict(exact=lambda: exact(max(r.shards, world)), ddp=lambda: ddp(max(r.shards, world)), fsdp=fsdp)[r.team]()
+    return dict(exact=lambda: exact(max(r.shards, world)), ddp=lambda: ddp(max(r.shards, world)),
+                fsdp=fsdp)[r.team]()

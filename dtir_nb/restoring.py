@@ -33,7 +33,8 @@ def _starts(n, tile, overlap):
     "Where tiles begin along a side of n pixels: at multiples of 64 (or of the largest power of two that fits), so that all are about as long."
     if n <= tile: return [0]
     g = min(64, 1 << (tile-overlap).bit_length()-1)
-    step, last = (tile-overlap)//g*g, -((tile-n)//g)*g            # no tile begins later than its turn, nor the last before `last`
+    # no tile begins later than its turn, nor the last before `last`
+    step, last = (tile-overlap)//g*g, -((tile-n)//g)*g
     k = -(-last//step)
     return [max(last-(k-i)*step, min(i*step, (2*i*n//(k+1)+g)//(2*g)*g)) for i in range(k+1)]
 
@@ -41,11 +42,13 @@ def _ramp(n, a, size, overlap):
     "Weights along one side of a tile at a..a+size of n pixels: 1 inside; towards a neighbour, down to 0 over the middle quarter of the overlap."
     i = torch.arange(size)+.5
     rise = lambda q: ((q/overlap-.375)/.25).clamp(0,1)
-    return torch.minimum(rise(i) if a > 0 else torch.ones(size), rise(size-i) if a+size < n else torch.ones(size))
+    return torch.minimum(rise(i) if a > 0 else torch.ones(size),
+                         rise(size-i) if a+size < n else torch.ones(size))
 
 def _shares(n, tile, overlap):
     "The tiles along one side: (start, weights), where the weights of all tiles add up to one at every pixel. Each goes as far as the overlap into the next."
-    at = _starts(n, tile, overlap); ramps = [(a, _ramp(n, a, b-a, overlap)) for a,b in zip(at, [a+overlap for a in at[1:]]+[n])]
+    at = _starts(n, tile, overlap)
+    ramps = [(a, _ramp(n, a, b-a, overlap)) for a,b in zip(at, [a+overlap for a in at[1:]]+[n])]
     total = torch.zeros(n)
     for a,r in ramps: total[a:a+len(r)] += r
     return [(a, r/total[a:a+len(r)]) for a,r in ramps]
@@ -53,9 +56,11 @@ def _shares(n, tile, overlap):
 # %% ../nbs/17_restoring.ipynb #e8ea0b1d
 def _tiles(img, tile, overlap):
     "Every tile of a picture: (rows, columns, weights (h,w))."
-    if not 0 < overlap < tile: raise ValueError(f'overlap is {overlap}, tile is {tile}: the overlap lies between 0 and the tile')
+    if not 0 < overlap < tile:
+        raise ValueError(f'overlap is {overlap}, tile is {tile}: the overlap lies between 0 and the tile')
     H,W = img.shape[-2:]
-    return [(slice(a,a+len(r)), slice(b,b+len(q)), (r[:,None]*q).to(img)) for a,r in _shares(H,tile,overlap) for b,q in _shares(W,tile,overlap)]
+    return [(slice(a,a+len(r)), slice(b,b+len(q)), (r[:,None]*q).to(img)) for a,r in _shares(H,tile,overlap)
+            for b,q in _shares(W,tile,overlap)]
 
 @torch.no_grad()
 def tiled(
@@ -67,7 +72,8 @@ def tiled(
 )->Tensor:           # (1,C,H,W)
     "Apply `f` tile by tile and blend (memory: that of one tile, and two pictures)."
     out, spots = torch.zeros_like(img), _tiles(img, tile, overlap)
-    for rows,cols,weight in (progress(spots) if progress else spots): out[...,rows,cols] += weight*f(img[...,rows,cols])
+    for rows,cols,weight in (progress(spots) if progress else spots):
+        out[...,rows,cols] += weight*f(img[...,rows,cols])
     return out
 
 # %% ../nbs/17_restoring.ipynb #80599b9a
@@ -77,7 +83,8 @@ def reach(
     size=256,   # side of the random picture that is tried
 )->int:         # pixels; `size` if even the far corner answers
     "How far from a changed pixel the answer still changes."
-    x = torch.rand(1,3,size,size, generator=torch.Generator().manual_seed(0)); y = x.clone(); y[...,:1,:1] = 1-y[...,:1,:1]
+    x = torch.rand(1,3,size,size, generator=torch.Generator().manual_seed(0))
+    y = x.clone(); y[...,:1,:1] = 1-y[...,:1,:1]
     moved = (f(y)-f(x))[0].abs().amax(0) > 0
     far = [int(moved.any(d).nonzero().max()) if moved.any() else 0 for d in (0,1)]
     return size if max(far) == size-1 else max(far)
@@ -96,7 +103,8 @@ class Pooled:
         "Note the features (1,C,h,w) of a tile; answer with the picture's mean if it is known, else with the tile's."
         key = self.call; self.call += 1
         w = F.interpolate(self.weight[None,None], h.shape[-2:], mode='area').to(h)
-        total, mass = self.notes.get(key, (0,0)); self.notes[key] = total+(h*w).sum((2,3),keepdim=True), mass+w.sum()
+        total, mass = self.notes.get(key, (0,0))
+        self.notes[key] = total+(h*w).sum((2,3),keepdim=True), mass+w.sum()
         return h.mean((2,3),keepdim=True) if self.seen is None else self.seen[key]
 
     def settle(self):
@@ -110,7 +118,8 @@ def pooling(
     pooled:Pooled,  # takes part in every pooling inside the block
 ):
     "Let `pooled` answer for the global poolings of a network."
-    pools = _pools(net); hooks = [m.register_forward_hook(lambda m,i,o: pooled(i[0])) for m in pools if not isinstance(m, MoE)]
+    pools = _pools(net)
+    hooks = [m.register_forward_hook(lambda m,i,o: pooled(i[0])) for m in pools if not isinstance(m, MoE)]
     routers = [m for m in pools if isinstance(m, MoE)]
     for m in routers: m.gates = lambda h, e, m=m: MoE.gates(m, pooled(h), e)
     try: yield pooled
@@ -121,8 +130,10 @@ def pooling(
 # %% ../nbs/17_restoring.ipynb #f003fa28
 def _windows(img, side):
     "Up to nine squares spread over a picture, at multiples of 64: (rows, columns, weights of one)."
-    spread = lambda n: [slice(a, min(a+side, n)) for a in sorted({i*max(n-side, 0)//2//64*64 for i in range(3)})]
-    return [(a, b, torch.ones(a.stop-a.start, b.stop-b.start).to(img)) for a in spread(img.shape[-2]) for b in spread(img.shape[-1])]
+    spread = lambda n: [slice(a, min(a+side, n))
+                        for a in sorted({i*max(n-side, 0)//2//64*64 for i in range(3)})]
+    return [(a, b, torch.ones(a.stop-a.start, b.stop-b.start).to(img)) for a in spread(img.shape[-2])
+            for b in spread(img.shape[-1])]
 
 def settled(
     net,             # net(img, t), an nn.Module
@@ -137,7 +148,8 @@ def settled(
     if len(few)*few[0][2].numel() >= img[0,0].numel(): few = tiles                         # a small picture
     with pooling(net, Pooled()) as p:
         for _ in range(1 if passes is None else passes):
-            for rows,cols,weight in (progress(few) if progress else few): p.weight, p.call = weight, 0; f(img[...,rows,cols])
+            for rows,cols,weight in (progress(few) if progress else few):
+                p.weight, p.call = weight, 0; f(img[...,rows,cols])
             p.settle()
         weights = iter([w for *_,w in tiles])
         def one(v): p.weight, p.call = next(weights), 0; return f(v)
@@ -160,14 +172,16 @@ class TimestepEstimator(nn.Module):
     ):
         super().__init__()
         self.t, self.names, c = dict(t), (*t, 'clean'), width
-        def block(i, o): return nn.Sequential(nn.Conv2d(i,o,3,2,1), nn.GroupNorm(4,o), nn.SiLU(), nn.Conv2d(o,o,3,1,1), nn.SiLU())
+        def block(i, o):
+            return nn.Sequential(nn.Conv2d(i,o,3,2,1), nn.GroupNorm(4,o), nn.SiLU(),
+                                 nn.Conv2d(o,o,3,1,1), nn.SiLU())
         self.body = nn.Sequential(block(9,c), block(c,2*c), block(2*c,4*c))
         self.head = nn.Linear(8*c+6, len(self.names))
 
     def forward(self,
         y:Tensor,  # pictures (B,3,H,W) in [0,1]
     )->Tensor:     # logits (B,tasks+1)
-        fine = y-F.avg_pool2d(F.pad(y,(1,1,1,1),'replicate'),3,1)                        # noise, streaks, blocks
+        fine = y-F.avg_pool2d(F.pad(y,(1,1,1,1),'replicate'),3,1)  # noise, streaks, blocks
         h = self.body(torch.cat([2*y-1, 8*fine, 8*fine.abs()], 1)).flatten(2)
         return self.head(torch.cat([h.mean(-1), h.std(-1), y.mean((2,3)), y.std((2,3))], 1))
 
@@ -176,7 +190,8 @@ class TimestepEstimator(nn.Module):
         "The mean opinion of up to five patches of one picture (3,H,W): the corners' middles and the centre."
         H,W = img.shape[-2:]; a,b = max(H-size,0),max(W-size,0)
         img = F.pad(img[None], (0,max(16-W,0),0,max(16-H,0)), 'replicate')
-        ps = [self(img[...,i:i+size,j:j+size]).softmax(-1)[0] for i,j in {(a//2,b//2),(a//5,b//5),(a//5,4*b//5),(4*a//5,b//5),(4*a//5,4*b//5)}]
+        ps = [self(img[...,i:i+size,j:j+size]).softmax(-1)[0]
+              for i,j in {(a//2,b//2),(a//5,b//5),(a//5,4*b//5),(4*a//5,b//5),(4*a//5,4*b//5)}]
         p = dict(zip(self.names, torch.stack(ps).mean(0).tolist())); best = max(p, key=p.get)
         return Estimate(best, self.t.get(best, 0), p[best], p)
 
@@ -185,7 +200,8 @@ def estimator_step(net, batch, gen, reduce):
     "Learn to name the degradation of y, and to call x clean."
     own = torch.tensor([net.names.index(k) for k in batch.task], device=batch.x.device)
     few = slice(0, max(1, len(batch.x)//4))
-    logits, labels = net(torch.cat([batch.y, batch.x[few]])), torch.cat([own, torch.full_like(own[few], len(net.names)-1)])
+    logits, labels = (net(torch.cat([batch.y, batch.x[few]])),
+                      torch.cat([own, torch.full_like(own[few], len(net.names)-1)]))
     return {'loss': F.cross_entropy(logits, labels), 'right': (logits.argmax(-1)==labels).float().mean()}
 
 def train_estimator(
@@ -212,15 +228,20 @@ class Restorer:
         leave:float=.5,     # leave a picture alone that is clean with this probability
     ):
         self.net, self.t, self.estimator = net.eval() if isinstance(net, nn.Module) else net, t, estimator
-        self.tile, self.overlap, self.ensemble, self.settle, self.leave = tile, overlap, ensemble, settle, leave
-        if tile and not 0 < overlap < tile: raise ValueError(f'overlap is {overlap}, tile is {tile}: the overlap lies between 0 and the tile')
+        self.tile, self.overlap, self.ensemble, self.settle, self.leave = (tile, overlap, ensemble,
+            settle, leave)
+        if tile and not 0 < overlap < tile:
+            raise ValueError(f'overlap is {overlap}, tile is {tile}: the overlap lies between 0 and the tile')
 
     @property
     def T(self): return getattr(self.net, 'T', 1000)
     @property
-    def device(self): return next((p.device for p in self.net.parameters()), torch.device('cpu')) if isinstance(self.net, nn.Module) else torch.device('cpu')
+    def device(self):
+        return next((p.device for p in self.net.parameters()), torch.device('cpu')) if isinstance(self.net,
+            nn.Module) else torch.device('cpu')
     def step(self, img, task=None, t=None): return choose_step(self, img, task, t)
-    def __call__(self, img, task=None, t=None, progress=None): return run_restorer(self, img, task, t, progress)
+    def __call__(self, img, task=None, t=None, progress=None):
+        return run_restorer(self, img, task, t, progress)
 
 # %% ../nbs/17_restoring.ipynb #bd88184d
 def choose_step(
@@ -232,10 +253,14 @@ def choose_step(
     "The time step for one picture: given, looked up, or estimated. As a method of `Restorer`: step."
     if t is not None: return Estimate(task, check_steps(t, R.T, 't'), 1., {})
     if task is not None:
-        if not isinstance(R.t, dict) or task not in R.t: raise ValueError(f'task is {task!r}: this restorer knows {", ".join(R.t) if isinstance(R.t, dict) else "no tasks by name"}')
+        if not isinstance(R.t, dict) or task not in R.t:
+            raise ValueError(f'task is {task!r}: this restorer knows '
+                             f'{", ".join(R.t) if isinstance(R.t, dict) else "no tasks by name"}')
         return Estimate(task, R.t[task], 1., {})
     if isinstance(R.t, int): return Estimate(None, R.t, 1., {})
-    if R.estimator is None: raise ValueError(f'which degradation? Name the task ({", ".join(R.t or ())}), give t, or build the Restorer with an estimator')
+    if R.estimator is None:
+        raise ValueError(f'which degradation? Name the task ({", ".join(R.t or ())}), give t, or build the '
+                         f'Restorer with an estimator')
     e = R.estimator.estimate(img.to(next(R.estimator.parameters()).device))
     return Estimate('clean', 0, e.probs['clean'], e.probs) if e.probs['clean'] >= R.leave else e
 
@@ -254,12 +279,14 @@ def run_restorer(
     e = R.step(img, task, t)
     if e.task == 'clean': return img
     f = lambda v: R.net(v.to(R.device), e.t).to(v.device)
-    big = R.tile and max(img.shape[-2:]) > R.tile; pools = R.settle != 0 and isinstance(R.net, nn.Module) and _pools(R.net)
+    big = R.tile and max(img.shape[-2:]) > R.tile
+    pools = R.settle != 0 and isinstance(R.net, nn.Module) and _pools(R.net)
     def once(v):
         if not big: return f(v)
-        return settled(R.net, f, v, R.tile, R.overlap, R.settle, progress) if pools else tiled(f, v, R.tile, R.overlap, progress)
+        return settled(R.net, f, v, R.tile, R.overlap, R.settle, progress) if pools else tiled(f, v, R.tile,
+            R.overlap, progress)
     out = (_eightfold(once, img[None]) if R.ensemble else once(img[None]))[0]
-    return out.clamp_(0,1) if big else out.clamp(0,1)                        # what was put together from tiles is nobody else's
+    return out.clamp_(0,1) if big else out.clamp(0,1)  # what was put together from tiles is nobody else's
 
 # %% ../nbs/17_restoring.ipynb #3a753722
 def _eightfold(f, v):
@@ -278,11 +305,13 @@ def build_net(
     spec:dict,   # backbone, its arguments, T, schedule, and experts (n, k) if there are any
 ):
     "The network that a description describes, with fresh weights."
-    if spec.get('backbone') not in BACKBONES: raise ValueError(f"backbone is {spec.get('backbone')!r}: known are {', '.join(BACKBONES)}")
+    if spec.get('backbone') not in BACKBONES:
+        raise ValueError(f"backbone is {spec.get('backbone')!r}: known are {', '.join(BACKBONES)}")
     net = BACKBONES[spec['backbone']](**spec.get('args', {}))
     if not spec.get('T'): return Timeless(net)
     steps = dict(cosine=cosine_schedule, linear=linear_schedule)[spec.get('schedule','cosine')](spec['T'])
-    net = Clocked(net, steps, sites=find_sites(net, size=16), scale=spec.get('scale', True))   # a small trial run: the start is quick
+    # a small trial run: the start is quick
+    net = Clocked(net, steps, sites=find_sites(net, size=16), scale=spec.get('scale', True))
     e = spec.get('experts')
     return add_sites(net, partial(MoE, n=e['n'], k=e['k'])) if e else net
 
@@ -298,24 +327,34 @@ def save_restorer(
     "Write what `Restorer.from_run` needs: weights, description, steps, estimator."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     save_net(net, folder/'net.safetensors', dict(spec=spec, t=t, **({'settings': more} if more else {})))
-    if estimator is not None: save_net(estimator, folder/'estimator.safetensors', dict(t=[[k,v] for k,v in estimator.t.items()], width=estimator.body[0][0].out_channels))   # a list: JSON would sort the tasks
+    # a list: JSON would sort the tasks
+    if estimator is not None:
+        save_net(estimator, folder/'estimator.safetensors',
+                 dict(t=[[k,v] for k,v in estimator.t.items()], width=estimator.body[0][0].out_channels))
 
+# %% ../nbs/17_restoring.ipynb #3e06070c
 def load_restorer(
     folder,     # written by `save_restorer`
     **kw,       # further arguments of `Restorer`
 )->Restorer:
     "Rebuild a restorer from a run's directory."
     folder = Path(folder); file, est = folder/'net.safetensors', folder/'estimator.safetensors'
-    if not file.exists(): raise FileNotFoundError(f'{os.fspath(folder)!a} holds no net.safetensors: not a finished run. Make one with `dtir demo`, or name another with --run')
+    if not file.exists():
+        raise FileNotFoundError(f'{os.fspath(folder)!a} holds no net.safetensors: not a finished run. Make '
+                                f'one with `dtir demo`, or name another with --run')
     _, config = read_net(file)
-    who = load_net(est, lambda c: TimestepEstimator(dict(c['t']), c['width'])).eval() if est.exists() else None
-    return Restorer(load_net(file, lambda c: build_net(c['spec'])), config['t'], who, **(config.get('settings', {}) | kw))
+    who = (load_net(est, lambda c: TimestepEstimator(dict(c['t']), c['width'])).eval()
+           if est.exists() else None)
+    return Restorer(load_net(file, lambda c: build_net(c['spec'])), config['t'], who,
+                    **(config.get('settings', {}) | kw))
 
 # %% ../nbs/17_restoring.ipynb #508c879b
 def weights_folder()->Path:
     "Where the weights lie that ship with this package."
     folder = Path(globals().get('__file__', Path('../dtir_nb/x').resolve())).parent/'weights'
-    if not (folder/'net.safetensors').exists(): raise FileNotFoundError(f'no weights ship with this copy of dtir_nb ({folder/"net.safetensors"} is missing): make some with `dtir demo` and name them with --run runs/demo')
+    if not (folder/'net.safetensors').exists():
+        raise FileNotFoundError(f'no weights ship with this copy of dtir_nb ({folder/"net.safetensors"} is '
+                                f'missing): make some with `dtir demo` and name them with --run runs/demo')
     return folder
 
 def pretrained(
@@ -328,11 +367,14 @@ Restorer.from_run, Restorer.pretrained = staticmethod(load_restorer), staticmeth
 # %% ../nbs/17_restoring.ipynb #31813c76
 def _copy_clean(photo, path, out):
     "A picture that stays as it is: its very bytes if the format stays, else its pixels."
-    with Image.open(path, formats=FORMATS) as im: same = {'MPO':'JPEG'}.get(im.format, im.format) == _format(out)
+    with Image.open(path, formats=FORMATS) as im:
+        same = {'MPO':'JPEG'}.get(im.format, im.format) == _format(out)
     if not same: return write_photo(photo, photo.img, out)
     try:
         with whole(out) as tmp: shutil.copyfile(path, tmp)
-    except OSError as e: raise ImageError(out, 'E_WRITE', f'{e.strerror or e}; is there such a folder, room on the disk, and permission?') from None
+    except OSError as e:
+        raise ImageError(out, 'E_WRITE', f'{e.strerror or e}; is there such a folder, room on the disk, and '
+                         f'permission?') from None
 
 # %% ../nbs/17_restoring.ipynb #ca193d9e
 def restore_photo(
@@ -345,8 +387,10 @@ def restore_photo(
     max_pixels=150e6,  # refuse larger pictures
 )->Estimate:           # what was done
     "Restore one file."
-    if os.path.realpath(path) == os.path.realpath(out) and str(path) != '-': raise ImageError(out, 'E_SAME', 'is the input itself; choose another output')
-    if compare and os.path.realpath(compare) in map(os.path.realpath, (path, out)): raise ImageError(compare, 'E_SAME', 'is the input or the output; choose another name')
+    if os.path.realpath(path) == os.path.realpath(out) and str(path) != '-':
+        raise ImageError(out, 'E_SAME', 'is the input itself; choose another output')
+    if compare and os.path.realpath(compare) in map(os.path.realpath, (path, out)):
+        raise ImageError(compare, 'E_SAME', 'is the input or the output; choose another name')
     if str(out) != '-': _format(out)                                   # before the work, not after it
     with incoming(path) as file, outgoing(out) as dst:
         photo = read_photo(file, max_pixels); e = restorer.step(photo.img, task, t)
@@ -376,8 +420,10 @@ def pictures_in(folder, out=None)->list:
     if not folder.is_dir(): raise FileNotFoundError(f'{os.fspath(folder)!a} is no folder')
     def stop(e): raise e                                                # a sub-folder that cannot be read
     for d,dirs,fs in os.walk(folder, onerror=stop):
-        dirs.sort(); found += [Path(d)/f for f in sorted([*fs, *(o for o in dirs if (Path(d)/o).is_symlink())])]
-    return [p for p in found if not any(o.startswith('.') for o in p.relative_to(folder).parts) and not (out and out in (q := p.resolve(), *q.parents))]
+        dirs.sort()
+        found += [Path(d)/f for f in sorted([*fs, *(o for o in dirs if (Path(d)/o).is_symlink())])]
+    return [p for p in found if not any(o.startswith('.') for o in p.relative_to(folder).parts)
+            and not (out and out in (q := p.resolve(), *q.parents))]
 
 # %% ../nbs/17_restoring.ipynb #b6143fdb
 def _target(rel, suffix):
@@ -399,22 +445,28 @@ def _doubles(jobs, suffix, compare):
 def _reason(e, path):
     "What an error says of a file: a code and a remedy; None if the file is not to blame. Torch reports lack of memory as RuntimeError."
     if isinstance(e, ImageError): return str(e).replace(ascii(os.fspath(path))+': ', '')
-    if isinstance(e, MemoryError) or any(s in str(e).lower() for s in ('out of memory', 'tried to allocate')): return 'E_MEMORY: not enough memory; smaller --tile, fewer --workers'
+    if isinstance(e, MemoryError) or any(s in str(e).lower() for s in ('out of memory', 'tried to allocate')):
+        return 'E_MEMORY: not enough memory; smaller --tile, fewer --workers'
     return f'E_OS: {e}' if isinstance(e, OSError) else None
 
 def _attempt(R, folder, out, rel, suffix, compare, twice, kw):
     "Restore one file of a folder; never raises because of the file."
     dst = out/_target(rel, suffix)
     try:
-        if rel in twice: read_photo(folder/rel, kw.get('max_pixels', 150e6)); raise ImageError(folder/rel, 'E_SAME', f'its result would take the name of that of {str(twice[rel])!a}; rename one of the two')
+        if rel in twice:
+            read_photo(folder/rel, kw.get('max_pixels', 150e6))
+            raise ImageError(folder/rel, 'E_SAME', f'its result would take the name of that of '
+                             f'{str(twice[rel])!a}; rename one of the two')
         dst.parent.mkdir(parents=True, exist_ok=True)
         e = restore_photo(folder/rel, dst, R, compare=_compared(dst) if compare else None, **kw)
         return Outcome(str(rel), 'clean' if e.task=='clean' else 'restored', e.task, e.t, e.sure)
     except (ImageError, MemoryError, OSError, RuntimeError) as e:
         if not (why := _reason(e, folder/rel)): raise
-        other = getattr(e,'code','')=='E_NOT_IMAGE' and Image.registered_extensions().get(rel.suffix.lower()) not in FORMATS
+        other = (getattr(e,'code','')=='E_NOT_IMAGE'
+                 and Image.registered_extensions().get(rel.suffix.lower()) not in FORMATS)
         return Outcome(str(rel), 'skipped' if other else 'refused', why=why)
 
+# %% ../nbs/17_restoring.ipynb #620fede9
 def _work(load, jobs, conn, threads, *args):
     "A worker's life: load the restorer, then one file after the other."
     torch.set_num_threads(threads)
@@ -428,7 +480,10 @@ def _crew(load, jobs, workers, args):
     "Yield the outcomes of jobs that are spread over processes; a worker that dies is replaced, and its file named."
     ctx, teams = get_context('spawn'), {}
     def start(jobs):
-        here, there = ctx.Pipe(False); p = ctx.Process(target=_work, args=(load, jobs, there, max(1, torch.get_num_threads()//workers), *args), daemon=True)
+        here, there = ctx.Pipe(False)
+        p = ctx.Process(target=_work,
+                        args=(load, jobs, there, max(1, torch.get_num_threads()//workers), *args),
+                        daemon=True)
         p.start(); there.close(); teams[here] = (p, list(jobs), [])
     for i in range(workers):
         if jobs[i::workers]: start(jobs[i::workers])
@@ -438,8 +493,12 @@ def _crew(load, jobs, workers, args):
             try: o = c.recv()
             except EOFError:
                 del teams[c]; p.join()
-                if not ready and left: raise RuntimeError(f'a worker died with {p.exitcode} before it could load the network: is there enough memory for {workers} workers?')
-                if left: yield Outcome(str(left[0]), 'refused', why=f'E_CRASH: the process that worked on it died with {p.exitcode} (out of memory?); smaller --tile, fewer --workers')
+                if not ready and left:
+                    raise RuntimeError(f'a worker died with {p.exitcode} before it could load the network: '
+                                       f'is there enough memory for {workers} workers?')
+                if left:
+                    yield Outcome(str(left[0]), 'refused', why=f'E_CRASH: the process that worked on it died '
+                                  f'with {p.exitcode} (out of memory?); smaller --tile, fewer --workers')
                 if left[1:]: start(left[1:])
                 continue
             if isinstance(o, Exception): raise o
@@ -459,8 +518,10 @@ def restore_folder(
 )->list:               # an `Outcome` for each file, in the order of their names
     "Restore every photograph of a folder; what is no photograph is skipped, what cannot be read is refused, and all of them are named."
     folder, out = Path(folder), Path(out)
-    if out.resolve() in (inside := folder.resolve(), *inside.parents): raise ImageError(out, 'E_SAME', 'is the input folder or lies above it; choose another output')
-    jobs = [p.relative_to(folder) for p in pictures_in(folder, out)]; args = folder, out, suffix, compare, _doubles(jobs, suffix, compare), kw
+    if out.resolve() in (inside := folder.resolve(), *inside.parents):
+        raise ImageError(out, 'E_SAME', 'is the input folder or lies above it; choose another output')
+    jobs = [p.relative_to(folder) for p in pictures_in(folder, out)]
+    args = folder, out, suffix, compare, _doubles(jobs, suffix, compare), kw
     if workers > 1: done = _crew(load, jobs, min(workers, len(jobs)), args)
     else: R = load(); done = (_attempt(R, *args[:2], rel, *args[2:]) for rel in jobs)
     return sorted(progress(done, total=len(jobs)) if progress else done)
@@ -474,10 +535,16 @@ def summary(
     of = lambda d: [o for o in outcomes if o.done == d]
     tasks = {}
     for o in of('restored'): tasks.setdefault((o.task or 'given step', o.t), []).append(o.sure)
-    lines = [f'{len(outcomes)} files: '+', '.join(f'{len(of(d))} {w}' for d,w in (('restored','restored'), ('clean','clean already and copied'), ('skipped','skipped'), ('refused','refused')))]
-    lines += [f'  {k} (t*={t}): {len(v)}'+('' if min(v)==1 else f', {sum(v)/len(v):.0%} sure on average') for (k,t),v in sorted(tasks.items(), key=lambda o: -len(o[1]))]
+    lines = [f'{len(outcomes)} files: '+', '.join(f'{len(of(d))} {w}'
+                                                  for d,w in (('restored','restored'),
+                                                      ('clean','clean already and copied'),
+                                                      ('skipped','skipped'), ('refused','refused')))]
+    lines += [f'  {k} (t*={t}): {len(v)}'+('' if min(v)==1 else f', {sum(v)/len(v):.0%} sure on average')
+              for (k,t),v in sorted(tasks.items(), key=lambda o: -len(o[1]))]
     named = of('refused')+of('skipped')
-    return '\n'.join(lines+[f'  {o.done} {o.path!a}: {o.why}' for o in named[:most]]+([f'  … and {len(named)-most} more'] if len(named) > most else []))
+    return '\n'.join(lines+[f'  {o.done} {o.path!a}: {o.why}'
+                            for o in named[:most]]+([f'  … and {len(named)-most} more'] if len(named)
+                                                    > most else []))
 
 # %% ../nbs/17_restoring.ipynb #e1b618e4
 def clean_summary(
@@ -485,7 +552,8 @@ def clean_summary(
 )->dict:         # n, untouched (share), psnr (mean, at most 60 dB each), pooled, worst
     "How much clean pictures were changed, in dB."
     db = lambda m: -10*m.clamp(min=1e-6).log10()
-    return dict(n=len(mse), untouched=(mse==0).float().mean().item(), psnr=db(mse).mean().item(), pooled=db(mse.mean()).item(), worst=db(mse.max()).item())
+    return dict(n=len(mse), untouched=(mse==0).float().mean().item(), psnr=db(mse).mean().item(),
+                pooled=db(mse.mean()).item(), worst=db(mse.max()).item())
 
 def clean_score(
     restorer:Restorer,  # with an estimator

@@ -35,16 +35,21 @@ class Schedule(NamedTuple):
 
 # %% ../nbs/03_schedule.ipynb #4d821e9f
 def _check_T(T):
-    if isinstance(T, bool) or not isinstance(T, int) or T < 1: raise ValueError(f'T is {T!r}: a schedule needs a whole number of steps, at least 1 (the paper uses 50)')
+    if isinstance(T, bool) or not isinstance(T, int) or T < 1:
+        raise ValueError(f'T is {T!r}: a schedule needs a whole number of steps, at least 1 (the '
+                         f'paper uses 50)')
 
 def from_betas(
     betas:Tensor,  # (T,) variance added by each step of the variance-preserving chain, in (0,1)
 )->Schedule:
     "The schedule of a DDPM chain: $α_t^2=\\prod_{i≤t}(1-β_i)$, $s_t=σ_t/(2α_t)$ (Ho et al. 2020)."
-    if not ((betas>0)&(betas<1)).all(): raise ValueError(f'betas span [{betas.min():.4g}, {betas.max():.4g}]: each must lie strictly between 0 and 1')
+    if not ((betas>0)&(betas<1)).all():
+        raise ValueError(f'betas span [{betas.min():.4g}, {betas.max():.4g}]: each must lie strictly '
+                         f'between 0 and 1')
     abar = (1-betas.double()).cumprod(0)
     return Schedule(torch.cat([abar.new_zeros(1), (1/abar-1).sqrt()/2]))
 
+# %% ../nbs/03_schedule.ipynb #069a3b71
 def linear_schedule(
     T:int=50,  # number of steps
 )->Schedule:
@@ -67,7 +72,9 @@ def level_to_step(
 )->Tensor:           # steps in 1..T, int64, same shape
     "The step whose noise level is nearest to `s` on a logarithmic scale."
     s = torch.as_tensor(s, dtype=torch.float64, device=sched.levels.device)
-    if not (s > 0).all(): raise ValueError(f's is {s.min().item()}: noise levels are positive, in units of [0,1] images (divide by 255?)')
+    if not (s > 0).all():
+        raise ValueError(f's is {s.min().item()}: noise levels are positive, in units of [0,1] images '
+                         f'(divide by 255?)')
     return (sched.levels[1:].log() - s[...,None].log()).abs().argmin(-1)+1
 
 # %% ../nbs/03_schedule.ipynb #306d1475
@@ -86,13 +93,17 @@ def at(
     if not isinstance(t, Tensor): t = torch.as_tensor(check_steps(t, len(v)-1), device=like.device)
     elif _readable(t): check_steps(t, len(v)-1)
     t = t.expand(like.shape[0]) if t.ndim==0 else t
-    if t.shape[0] != like.shape[0]: raise ValueError(f't holds {len(t)} steps for {len(like)} images: give each its own, or one int for all')
+    if t.shape[0] != like.shape[0]:
+        raise ValueError(f't holds {len(t)} steps for {len(like)} images: give each its own, or '
+                         f'one int for all')
     return v.to(like.device)[t].to(like.dtype).view(-1,1,1,1)
 
 # %% ../nbs/03_schedule.ipynb #8c248a7f
 def _same(a, b, name, other):
     "Two tensors that must not be broadcast."
-    if a.shape != b.shape: raise ValueError(f'{name} has shape {tuple(a.shape)}, {other} has {tuple(b.shape)}: they have to have one shape')
+    if a.shape != b.shape:
+        raise ValueError(f'{name} has shape {tuple(a.shape)}, {other} has {tuple(b.shape)}: they have to '
+                         f'have one shape')
 
 def add_noise(
     x:Tensor,       # clean images (B,C,H,W) in [0,1]
@@ -145,7 +156,8 @@ def ddim_step(
 )->Tensor:            # images at step r
     "One step back, $z_r=\\hat x+\\sqrt{s_r^2-τ^2}\\,\\hat ε+τε'$ (DDIM eq. 12, divided by $α_r$)."
     if not 0 <= eta <= 1: raise ValueError(f'eta is {eta}: it lies in [0,1], from DDIM to DDPM')
-    if eta and noise is None: raise ValueError(f'eta is {eta}: pass fresh `noise`, or eta=0 for the deterministic step')
+    if eta and noise is None:
+        raise ValueError(f'eta is {eta}: pass fresh `noise`, or eta=0 for the deterministic step')
     _same(xhat, z, 'xhat', 'z')
     st,sr = at(sched.levels, t, z), at(sched.levels, r, z)
     if not (sr < st).all(): raise ValueError(f'r={r} must be an earlier step than t={t}')
@@ -170,7 +182,8 @@ def reverse(
     if stride < 1: raise ValueError(f'stride is {stride}: walk back by at least one step at a time')
     while t > 0:
         r = max(t-stride, 0)
-        xhat = net(z, torch.full((len(z),), t, device=z.device)); _same(xhat, z, "the network's answer", 'its input')
+        xhat = net(z, torch.full((len(z),), t, device=z.device))
+        _same(xhat, z, "the network's answer", 'its input')
         if clip: xhat = xhat.clamp(0,1)
         fresh = torch.randn(z.shape, generator=gen, device=z.device, dtype=z.dtype) if eta else None
         z, t = ddim_step(z, xhat, t, r, sched, eta, fresh), r
@@ -187,7 +200,8 @@ def sample(
     clip=True,        # see `reverse`
 )->Tensor:            # generated images (B,C,H,W)
     "Generate images from pure noise, which in our units is $z_T=\\frac12+ε/(2α_T)$."
-    z = .5 + torch.randn(shape, generator=gen, device=like.device, dtype=like.dtype)/(2*sched.alpha[-1].to(like))
+    z = .5 + torch.randn(shape, generator=gen, device=like.device,
+                         dtype=like.dtype)/(2*sched.alpha[-1].to(like))
     return reverse(net, z, sched.T, sched, eta, gen, clip=clip)
 
 # %% ../nbs/03_schedule.ipynb #93649e50
@@ -197,7 +211,8 @@ def time_embedding(
     T:int,          # number of steps of the schedule
 )->Tensor:          # (B,dim) float32 in [-1,1]
     "Sines and cosines of $1000t/T$ at `dim/2` frequencies from 1 to 1/10000."
-    if dim < 2 or dim % 2: raise ValueError(f'dim is {dim}: sines and cosines come in pairs, take an even number')
+    if dim < 2 or dim % 2:
+        raise ValueError(f'dim is {dim}: sines and cosines come in pairs, take an even number')
     if _readable(t): check_steps(t, T)
     freq = torch.exp(-math.log(10000)*torch.arange(dim//2, device=t.device)/(dim//2))
     a = t.float()[:,None]*(1000/T)*freq

@@ -42,7 +42,8 @@ def sliced_like(
     "See a slice as a part of a whole, so that it can be saved."
     if not hasattr(p, 'to_local') or x.ndim != p.ndim: return x
     from torch.distributed.tensor import DTensor
-    return DTensor.from_local(x, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
+    return DTensor.from_local(x, p.device_mesh, p.placements, run_check=False, shape=p.shape,
+                              stride=p.stride())
 
 # %% ../nbs/07b_sharded.ipynb #a095a058
 def blocks(
@@ -50,18 +51,23 @@ def blocks(
     size:int,       # least number of weights of a block
 )->list:            # modules, innermost first, none inside another
     "The parts of a network that are collected one at a time."
-    big = lambda m: sum(p.numel() for p in m.parameters()) >= size and type(m) not in (nn.ModuleList, nn.ModuleDict)
-    items = [c for m in net.modules() if isinstance(m, (nn.ModuleList, nn.Sequential)) for c in m.children() if big(c)]
+    big = lambda m: sum(p.numel() for p in m.parameters()) >= size and type(m) not in (nn.ModuleList,
+        nn.ModuleDict)
+    items = [c for m in net.modules() if isinstance(m, (nn.ModuleList, nn.Sequential))
+             for c in m.children() if big(c)]
     inner = {id(d) for c in items for d in c.modules() if d is not c and any(d is i for i in items)}
     outer = [c for c in items if not any(id(d) in inner for d in c.modules() if d is not c)]
     return list({id(c): c for c in outer}.values())
 
+# %% ../nbs/07b_sharded.ipynb #fcc936d4
 def slice_net(
     net:nn.Module,  # in place; the same weights on all workers
     size:int,       # see `blocks`
 )->nn.Module:
     "Cut every weight of a network over the workers (PyTorch's fully_shard)."
-    if not (dist.is_available() and dist.is_initialized()): raise ValueError('a network is sliced over workers, and there is no process group: start with torchrun, or take a team of `exact` or `ddp`')
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ValueError('a network is sliced over workers, and there is no process group: start with '
+                         'torchrun, or take a team of `exact` or `ddp`')
     from torch.distributed.fsdp import fully_shard
     mesh = dist.init_device_mesh('cuda' if dist.get_backend() == 'nccl' else 'cpu', (dist.get_world_size(),))
     for b in blocks(net, size): fully_shard(b, mesh=mesh)
@@ -92,6 +98,8 @@ def dots(
     team:Team,   # whose slices
 )->list:         # inner products of the whole vectors, floats
     "Inner products over all slices of all workers, in one message."
-    one = lambda a, b: sum(((u.double()*v.double()).sum() for u,v in zip(a, b) if u is not None and v is not None), torch.zeros((), dtype=torch.float64))
+    one = (lambda a,
+           b: sum(((u.double()*v.double()).sum() for u,v in zip(a, b) if u is not None and v is not None),
+                  torch.zeros((), dtype=torch.float64)))
     v = torch.stack([one(a, b).to(next((u.device for u in a if u is not None), 'cpu')) for a,b in pairs])
     return (team.mean([v])*team.world).tolist()

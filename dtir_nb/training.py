@@ -19,7 +19,8 @@ from torch import nn, Tensor
 from tqdm.auto import tqdm
 from .core import rng, Batch, ImageError, save_image
 from .data import BadFiles, ahead
-from .checkpoints import _FULL, CheckpointError, Locked, Writer, run_lock, load_checkpoint, replace_file, save_checkpoint, check_tensors, copy_tensors
+from .checkpoints import (_FULL, CheckpointError, Locked, Writer, run_lock, load_checkpoint,
+                                 replace_file, save_checkpoint, check_tensors, copy_tensors)
 from .parallel import Team, Drift, each_shard, join, split, check_same, stop_signals, roll_call
 from .sharded import cut_like, dots, gathered, is_sliced, local, slice_net, sliced_like
 
@@ -52,9 +53,14 @@ class FitConfig:
 def check_fit(c):
     "Refuse a setting out of its range, by name."
     if c.amp is True: object.__setattr__(c, 'amp', 'bf16')
-    for ok,name,why in ((c.steps>=0,'steps','at least 0'), (c.lr>0,'lr','positive'), (0<=c.lr_min<=c.lr,'lr_min','in 0..lr'), (0<=c.warmup<=c.steps,'warmup','in 0..steps'), (0<=c.ema<1,'ema','in [0,1)'),
-        (c.clip>=0,'clip','0 or positive'), (c.skip>=0,'skip','0 or positive'), (c.log_every>=1,'log_every','at least 1'), (c.save_every>=1,'save_every','at least 1'), (all(0<=b<1 for b in c.betas),'betas','in [0,1)'),
-        (c.amp in (False,'bf16','fp16'),'amp',"False, 'bf16' or 'fp16'"), (c.full_disk in ('stop','go_on'),'full_disk',"'stop' or 'go_on'")):
+    for ok,name,why in ((c.steps>=0,'steps','at least 0'), (c.lr>0,'lr','positive'),
+                        (0<=c.lr_min<=c.lr,'lr_min','in 0..lr'),
+                        (0<=c.warmup<=c.steps,'warmup','in 0..steps'), (0<=c.ema<1,'ema','in [0,1)'),
+        (c.clip>=0,'clip','0 or positive'), (c.skip>=0,'skip','0 or positive'),
+        (c.log_every>=1,'log_every','at least 1'), (c.save_every>=1,'save_every','at least 1'),
+        (all(0<=b<1 for b in c.betas),'betas','in [0,1)'),
+        (c.amp in (False,'bf16','fp16'),'amp',"False, 'bf16' or 'fp16'"),
+        (c.full_disk in ('stop','go_on'),'full_disk',"'stop' or 'go_on'")):
         if not ok: raise ValueError(f'FitConfig({name}={getattr(c,name)!r}): {name} has to be {why}')
 
 # %% ../nbs/08_training.ipynb #c97dc0fd
@@ -96,7 +102,8 @@ def differentiate(
     scale=1.,   # multiplies the loss before, and divides the gradients after; for float16
 )->list:        # gradients (of slices: the slices here, averaged over the workers), None where unused
     "One gradient, by the only road that is open: autograd.grad for whole weights, backward() for slices."
-    if not any(hasattr(p, 'to_local') for p in ps): gs = torch.autograd.grad(loss*scale if scale != 1 else loss, ps, allow_unused=True)
+    if not any(hasattr(p, 'to_local') for p in ps):
+        gs = torch.autograd.grad(loss*scale if scale != 1 else loss, ps, allow_unused=True)
     else:
         for p in ps: p.grad = None
         (loss*scale).backward(); gs = [None if p.grad is None else local(p.grad) for p in ps]
@@ -110,11 +117,17 @@ def gradient_of(
     scale=1.,   # loss scale
 )->tuple:       # (list of gradients or None, dict of floats to log)
     "Differentiate a step's loss, unless it brought its own gradients."
-    if 'loss' not in out and 'grads' not in out: raise ValueError(f"a step returns a dict with 'loss' or 'grads', got {sorted(out)}")
-    if 'grads' in out and scale != 1: raise ValueError("this step brings its own gradients, and float16 has to scale the loss before they are taken: use amp='bf16', or amp=False")
+    if 'loss' not in out and 'grads' not in out:
+        raise ValueError(f"a step returns a dict with 'loss' or 'grads', got {sorted(out)}")
+    if 'grads' in out and scale != 1:
+        raise ValueError("this step brings its own gradients, and float16 has to scale the loss before they "
+                         "are taken: use amp='bf16', or amp=False")
     gs = out['grads'] if 'grads' in out else differentiate(out['loss'], ps, scale)
-    if len(gs) != len(ps): raise ValueError(f"a step's 'grads' has {len(gs)} entries for {len(ps)} trained parameters: give one each, None for unused")
-    return [None if g is None else g.detach() for g in gs], {k:float(v.detach() if isinstance(v, Tensor) else v) for k,v in out.items() if k != 'grads'}
+    if len(gs) != len(ps):
+        raise ValueError(f"a step's 'grads' has {len(gs)} entries for {len(ps)} trained parameters: give one "
+                         f"each, None for unused")
+    return ([None if g is None else g.detach() for g in gs],
+            {k:float(v.detach() if isinstance(v, Tensor) else v) for k,v in out.items() if k != 'grads'})
 
 # %% ../nbs/08_training.ipynb #80599b9a
 @torch.no_grad()
@@ -126,9 +139,12 @@ def set_gradients(
 )->float:           # the norm before clipping
     "Hand gradients to the optimiser, together no longer than `clip`."
     some = [g for g in gs if g is not None]
-    norm = math.sqrt(dots([(gs, gs)], team)[0]) if team else torch.stack(torch._foreach_norm(some)).norm().item() if some else 0.
+    norm = (math.sqrt(dots([(gs, gs)], team)[0]) if team
+            else torch.stack(torch._foreach_norm(some)).norm().item() if some else 0.)
     if clip and norm > clip: torch._foreach_mul_(some, clip/norm)
-    for p,g in zip(ps, gs): p.grad = g if g is None or g.stride() == p.stride() else torch.empty_like(p).copy_(g)   # fused Adam reads memory in order
+    # fused Adam reads memory in order
+    for p,g in zip(ps, gs):
+        p.grad = g if g is None or g.stride() == p.stride() else torch.empty_like(p).copy_(g)
     return norm
 
 # %% ../nbs/08_training.ipynb #b77ae1aa
@@ -156,7 +172,8 @@ def shard_gradient(net, ps, stream, step, k, shard, team, cfg, reduce, scale=1.)
     "Gradients and log of one shard of step k, a pure function of its arguments."
     dev = ps[0].device
     batch = stream(k) if team.shards == 1 else stream(k, shard, team.shards)
-    with torch.autocast(dev.type, torch.float16 if cfg.amp == 'fp16' else torch.bfloat16, enabled=bool(cfg.amp)):
+    with torch.autocast(dev.type, torch.float16 if cfg.amp == 'fp16' else torch.bfloat16,
+                        enabled=bool(cfg.amp)):
         out = step(net, batch.to(dev), rng(cfg.seed, 'step', k, shard, device=dev), reduce)
     return gradient_of(out, ps, scale)
 
@@ -176,41 +193,51 @@ def sliced_gradient(net, ps, stream, step, k, team, cfg, stop, scale=1.):
     gs, log = shard_gradient(net, ps, stream, step, k, team.rank, team, cfg, lambda x: team.mean([x]), scale)
     v = torch.tensor([float(bool(stop)), *log.values()], dtype=torch.float64, device=ps[0].device)
     stopped, *values = team.mean([v]).tolist()
-    bad = lambda: [] if math.isfinite(log.get('loss', 0.)) and all(g is None or torch.isfinite(g).all() for g in gs) else [team.rank]
+    bad = lambda: [] if math.isfinite(log.get('loss', 0.)) and all(g is None or torch.isfinite(g).all()
+        for g in gs) else [team.rank]
     return gs, dict(zip(log, values)), bool(stopped), bad
 
 # %% ../nbs/08_training.ipynb #cea9e46e
 class NonFinite(FloatingPointError):
     "A gradient or loss that is NaN or infinite; `.step` says where. The weights are those from before that step."
     def __init__(self, step, log, skipped):
-        super().__init__(f'step {step}: loss {log.get("loss")}, gradient norm {log["norm"]}, after {skipped} skipped steps. The weights are unharmed. '
+        super().__init__(f'step {step}: loss {log.get("loss")}, gradient norm {log["norm"]}, after {skipped} '
+                         f'skipped steps. The weights are unharmed. '
                          f'Look at stream({step}); then lower lr, clip harder, or allow FitConfig(skip=…)')
         self.step, self.log = step, log
 
 class Preempted(Exception):
     "A signal asked the run to stop; it did, after saving. Start it again and it goes on."
-    def __init__(self, step, run): super().__init__(f'stopped after {step} steps and saved in {os.fspath(run)!a}; start again to go on'); self.step = step
+    def __init__(self, step, run):
+        super().__init__(f'stopped after {step} steps and saved in {os.fspath(run)!a}; start again to go on')
+        self.step = step
 
 def exit_code(
     e,          # what `fit` raised, None if nothing
 )->int:         # 0 done, 2 wrong argument, 65 data, 70 NaN, 73 in use, 74 disk, 85 stopped, 1 anything else
     "The exit code that stands for an error, so that a shell script can tell them apart."
     if isinstance(e, CheckpointError): return {'E_DISK': 74, 'E_WRITE': 74, 'E_NONFINITE': 70}.get(e.code, 65)
-    kinds = ((type(None), 0), (Preempted, 85), (Locked, 73), (NonFinite, 70), (Drift, 70), (BadFiles, 65), (ImageError, 65), (ValueError, 2), (FileNotFoundError, 2), (OSError, 74))
+    kinds = ((type(None), 0), (Preempted, 85), (Locked, 73), (NonFinite, 70), (Drift, 70), (BadFiles, 65),
+             (ImageError, 65), (ValueError, 2), (FileNotFoundError, 2), (OSError, 74))
     return next((c for t,c in kinds if isinstance(e, t)), 1)
 
 # %% ../nbs/08_training.ipynb #4b6be78d
 def append_line(path, obj):
     "Add one line of JSON to a file, whole or not at all, and never behind one that a crash cut short."
-    obj = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k,v in obj.items()}   # JSON knows no NaN
+    # JSON knows no NaN
+    obj = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k,v in obj.items()}
     line = (json.dumps(obj)+'\n').encode()
     try:
         with open(path, 'a+b', buffering=0) as f:
             size = os.fstat(f.fileno()).st_size; f.seek(max(size-1, 0))
             if size and f.read(1) != b'\n': line = b'\n'+line
-            if f.write(line) < len(line): os.ftruncate(f.fileno(), size); raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError as e: raise CheckpointError(path, 'E_DISK' if e.errno in _FULL else 'E_WRITE', f'{e.strerror}; {len(line)} bytes needed for a line of the log') from None
+            if f.write(line) < len(line):
+                os.ftruncate(f.fileno(), size); raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as e:
+        raise CheckpointError(path, 'E_DISK' if e.errno in _FULL else 'E_WRITE',
+                              f'{e.strerror}; {len(line)} bytes needed for a line of the log') from None
 
+# %% ../nbs/08_training.ipynb #4389aea3
 def read_log(
     run,               # directory of a run
     name='log.jsonl',  # or 'bad_batches.jsonl'
@@ -232,7 +259,8 @@ def adam(ps, cfg, groups=None):
     "Adam over `ps`, or over `groups` of them; a group's `scale` multiplies its learning rate."
     opt = torch.optim.Adam(groups or ps, lr=cfg.lr, betas=cfg.betas, fused=True)
     for p in (p for g in opt.param_groups for p in g['params']):
-        opt.state[p] = dict(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        opt.state[p] = dict(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p),
+                            exp_avg_sq=torch.zeros_like(p))
     return opt
 
 def set_lr(opt, lr):
@@ -242,20 +270,24 @@ def set_lr(opt, lr):
 def everything(net, avg, opt, mine)->dict:
     "All tensors that a step changes: weights, average, moments."
     trained = [(n,p) for n,p in net.named_parameters() if p.requires_grad]
-    moments = {f'{n}/{k}': sliced_like(v, p) for (n,p),q in zip(trained, mine) for k,v in opt.state.get(q, {}).items()}
+    moments = {f'{n}/{k}': sliced_like(v, p) for (n,p),q in zip(trained, mine)
+               for k,v in opt.state.get(q, {}).items()}
     return dict(model=net.state_dict(), ema={} if avg is net else avg.state_dict(), optim=moments)
 
 # %% ../nbs/08_training.ipynb #26f5116f
-_FREE = ('skip', 'save_every', 'keep', 'background', 'log_every', 'progress', 'full_disk')   # may change between two parts of a run
+# may change between two parts of a run
+_FREE = ('skip', 'save_every', 'keep', 'background', 'log_every', 'progress', 'full_disk')
 
 def identity(cfg, team)->dict:
     "What two parts of one run have to agree on; JSON."
-    return {k: list(v) if isinstance(v, tuple) else v for k,v in asdict(cfg).items() if k not in _FREE} | dict(shards=team.shards, exact=team.exact)
+    return ({k: list(v) if isinstance(v, tuple) else v for k,v in asdict(cfg).items() if k not in _FREE}
+            | dict(shards=team.shards, exact=team.exact))
 
 def upgraded(c)->dict:
     "The state of a checkpoint in today's format: what an older one could not know had its default."
     if c.format >= 2 or 'who' not in c.state: return c.state
-    return {'scale': [1., 0], **c.state, 'who': {**c.state['who'], 'amp': 'bf16' if c.state['who'].get('amp') else False}}
+    return {'scale': [1., 0], **c.state,
+            'who': {**c.state['who'], 'amp': 'bf16' if c.state['who'].get('amp') else False}}
 
 # %% ../nbs/08_training.ipynb #83cb7ee0
 def resume(
@@ -268,11 +300,19 @@ def resume(
     if c is None: return 0, 0, None
     state = upgraded(c)
     odd = sorted(({'who','skipped','scale'} ^ state.keys()) | (c.tensors.keys() ^ parts.keys()))
-    if odd: raise CheckpointError(c.path, 'E_KEYS', f'not a checkpoint of `fit`; missing or unknown: {", ".join(odd)}')
-    odd = [f'{k} was {state["who"].get(k)}, is {who.get(k)}' for k in sorted({*who, *state['who']}) if who.get(k) != state['who'].get(k)]
-    if odd: raise ValueError(f'{os.fspath(run)!a} belongs to a run with another configuration: {"; ".join(odd)}. Use the old one, or a new directory')
-    for k,t in parts.items(): check_tensors(t, c.tensors[k], c.path/f'{k}.safetensors')   # look at all groups before touching one
-    for k,t in parts.items(): copy_tensors({n: local(v) for n,v in t.items()}, {n: cut_like(c.tensors[k][n], v) for n,v in t.items()}, c.path/f'{k}.safetensors')
+    if odd:
+        raise CheckpointError(c.path, 'E_KEYS', f'not a checkpoint of `fit`; missing or unknown: '
+                              f'{", ".join(odd)}')
+    odd = [f'{k} was {state["who"].get(k)}, is {who.get(k)}' for k in sorted({*who, *state['who']})
+           if who.get(k) != state['who'].get(k)]
+    if odd:
+        raise ValueError(f'{os.fspath(run)!a} belongs to a run with another configuration: {"; ".join(odd)}. '
+                         f'Use the old one, or a new directory')
+    # look at all groups before touching one
+    for k,t in parts.items(): check_tensors(t, c.tensors[k], c.path/f'{k}.safetensors')
+    for k,t in parts.items():
+        copy_tensors({n: local(v) for n,v in t.items()},
+                     {n: cut_like(c.tensors[k][n], v) for n,v in t.items()}, c.path/f'{k}.safetensors')
     return c.step, state['skipped'], state['scale']
 
 # %% ../nbs/08_training.ipynb #4d7a5c9e
@@ -283,11 +323,19 @@ def trainable(
     "The parameters that a gradient moves; a `ValueError` for networks whose result would depend on the workers."
     ps = [p for p in net.parameters() if p.requires_grad]
     if not ps: raise ValueError('net has no parameter that requires a gradient: nothing to train')
-    if isinstance(net, nn.parallel.DistributedDataParallel): raise ValueError('net is wrapped for data parallelism: pass net.module, `fit(reduce=ddp())` averages the gradients itself')
-    if is_sliced(net): raise ValueError('net is sliced already: pass the whole network, `fit(reduce=fsdp())` makes its own slices')
-    if team.split and team.shards != team.world: raise ValueError(f'{team.shards} shards over {team.world} workers: a sliced network takes one part of the batch per worker')
+    if isinstance(net, nn.parallel.DistributedDataParallel):
+        raise ValueError('net is wrapped for data parallelism: pass net.module, `fit(reduce=ddp())` averages '
+                         'the gradients itself')
+    if is_sliced(net):
+        raise ValueError('net is sliced already: pass the whole network, `fit(reduce=fsdp())` makes '
+                         'its own slices')
+    if team.split and team.shards != team.world:
+        raise ValueError(f'{team.shards} shards over {team.world} workers: a sliced network takes one part '
+                         f'of the batch per worker')
     bn = [n for n,m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if team.shards > 1 and bn: raise ValueError(f'{bn[0] or "net"} normalises over the batch, so its result depends on the shards: use LayerNorm or GroupNorm')
+    if team.shards > 1 and bn:
+        raise ValueError(f'{bn[0] or "net"} normalises over the batch, so its result depends on the shards: '
+                         f'use LayerNorm or GroupNorm')
     return ps
 
 # %% ../nbs/08_training.ipynb #28e0c8d0
@@ -297,7 +345,9 @@ def prepare(net, team, cfg, groups)->tuple:
     if cfg.channels_last: net.to(memory_format=torch.channels_last)
     avg = copy.deepcopy(net) if cfg.ema else net
     if not team.split: return net, avg, ps
-    if groups or cfg.compile or cfg.channels_last: raise ValueError('a sliced network has no parameter groups, no compile and no channels_last: leave them out')
+    if groups or cfg.compile or cfg.channels_last:
+        raise ValueError('a sliced network has no parameter groups, no compile and no channels_last: '
+                         'leave them out')
     for n in {id(n): n for n in (net, avg)}.values(): slice_net(n, team.split)
     return net, avg, [p for p in net.parameters() if p.requires_grad]
 
@@ -314,7 +364,8 @@ def fit(
 )->nn.Module:           # the running average of `net`, or `net` itself if cfg.ema is 0
     "Train `net`. The only training loop of the library."
     team = reduce or Team(); net, avg, ps = prepare(net, team, cfg, groups); mine = [local(p) for p in ps]
-    gradient, fast = sliced_gradient if team.split else team_gradient, torch.compile(net) if cfg.compile else net
+    gradient, fast = (sliced_gradient if team.split else team_gradient, torch.compile(net)
+                      if cfg.compile else net)
     opt, moves = adam(mine, cfg, groups), (moving(avg), moving(net))
     with RunDir(run, team, cfg, everything(net, avg, opt, mine), stream) as r:
         for k in r.steps():
@@ -333,7 +384,8 @@ class RunDir:
     "The directory of a run: its lock, log and checkpoints. With `run=None` it only counts steps."
     def __init__(self, run, team, cfg, parts, stream=None):
         self.run, self.team, self.cfg, self.parts, self.stream = run and Path(run), team, cfg, parts, stream
-        self.who, self.skipped, self.asked, self.first, self.scale = identity(cfg, team), 0, [], team.rank == 0, LossScale(cfg.amp)
+        self.who, self.skipped, self.asked, self.first, self.scale = (identity(cfg, team), 0, [],
+            team.rank == 0, LossScale(cfg.amp))
         self.writer = Writer() if run and cfg.background and self.first else None
 
     def __enter__(self):
@@ -341,7 +393,8 @@ class RunDir:
             if self.run and self.first: stack.enter_context(run_lock(self.run))
             if self.run: self.asked = stack.enter_context(stop_signals())
             roll_call(self.team.patience)
-            self.start, self.skipped, scale = resume(self.run, self.parts, self.who) if self.run else (0, 0, None)
+            self.start, self.skipped, scale = (resume(self.run, self.parts, self.who) if self.run
+                                               else (0, 0, None))
             if scale: self.scale.value, self.scale.good = scale
             self.same()
             if self.run and self.first: self._shorten()
@@ -354,14 +407,18 @@ class RunDir:
             with self.disk(last=kind is None): self.writer and self.writer.wait()
         finally: self._exit.__exit__(kind, *e)
 
-    def same(self): check_same(self.team, {} if self.team.split else self.parts)   # slices differ, as they should
+    # slices differ, as they should
+    def same(self): check_same(self.team, {} if self.team.split else self.parts)
 
 # %% ../nbs/08_training.ipynb #776065e9
 @patch
 def _shorten(self:RunDir):
     "Drop lines of the log that belong to steps that will be done again."
     path = self.run/'log.jsonl'
-    if path.exists(): replace_file(path, ''.join(json.dumps(l)+'\n' for l in read_log(self.run) if l['step'] < self.start).encode())
+    if path.exists():
+        replace_file(path,
+                     ''.join(json.dumps(l)+'\n' for l in read_log(self.run) if l['step']
+                             < self.start).encode())
 
 @patch
 def usable(self:RunDir, k, log, bad):
@@ -375,7 +432,8 @@ def usable(self:RunDir, k, log, bad):
 def steps(self:RunDir):
     "The step numbers still to do, with a progress bar and the time left."
     show = self.first and (self.cfg.progress if self.cfg.progress is not None else None)
-    self.bar = tqdm(range(self.start, self.cfg.steps), initial=self.start, total=self.cfg.steps, disable=None if show is None else not show, leave=False)
+    self.bar = tqdm(range(self.start, self.cfg.steps), initial=self.start, total=self.cfg.steps,
+                    disable=None if show is None else not show, leave=False)
     self.t0 = time.perf_counter()
     for k in self.bar: roll_call(self.team.patience); yield k
 
@@ -400,7 +458,12 @@ def skip(self:RunDir, k, log, bad):
     "A step whose gradient is not finite: note the batch, and stop if it was one too many."
     names = getattr(self.stream, 'names', None)
     if self.run and bad:
-        with self.disk(last=False): append_line(self.run/'bad_batches.jsonl', dict(step=k, shards=bad, worker=self.team.rank, loss=str(log.get('loss')), norm=str(log['norm']), pictures=[n for s in bad for n in names(k, s, self.team.shards)] if names else []))
+        with self.disk(last=False):
+            append_line(self.run/'bad_batches.jsonl',
+                        dict(step=k, shards=bad, worker=self.team.rank, loss=str(log.get('loss')),
+                             norm=str(log['norm']),
+                             pictures=[n for s in bad for n in names(k, s, self.team.shards)]
+                             if names else []))
     self.skipped += 1
     if self.skipped > self.cfg.skip: raise NonFinite(k, log, self.skipped-1)
 
@@ -425,11 +488,15 @@ def done(self:RunDir, steps, log, stopped):
 def save(self:RunDir, steps, log, last):
     "Write a checkpoint, now or behind the loop's back; the last one is waited for."
     self.same()
-    parts = {g: {n: gathered(v) for n,v in ts.items()} for g,ts in self.parts.items()} if self.team.split else self.parts   # every worker puts the slices together, the first one writes
+    # every worker puts the slices together, the first one writes
+    parts = ({g: {n: gathered(v) for n,v in ts.items()} for g,ts in self.parts.items()} if self.team.split
+             else self.parts)
     if not self.first: return
     with self.disk(last=False): self.writer and self.writer.wait()                     # the one before
     with self.disk(last):
-        (self.writer.save if self.writer else save_checkpoint)(self.run, steps, parts, dict(who=self.who, skipped=self.skipped, scale=self.scale.state()), score=log.get('score'), keep=self.cfg.keep)
+        (self.writer.save if self.writer else save_checkpoint)(self.run, steps, parts,
+            dict(who=self.who, skipped=self.skipped, scale=self.scale.state()), score=log.get('score'),
+            keep=self.cfg.keep)
         if self.writer and last: self.writer.wait()
 
 @patch
@@ -489,7 +556,8 @@ def pace(
         now = k, time.perf_counter()
         if last:
             sec = (now[1]-last[0][1])/(k-last[0][0]); left = (steps-1-k)*sec
-            say(f'step {k+1} of {steps}: loss {log.get("loss", math.nan):.4g}, {images/sec:.3g} pictures/s, {left/3600:.2g} h left')
+            say(f'step {k+1} of {steps}: loss {log.get("loss", math.nan):.4g}, {images/sec:.3g} pictures/s, '
+                f'{left/3600:.2g} h left')
         last[:] = [now]
     return f
 
@@ -499,7 +567,9 @@ def tensorboard(
 ):            # for `after`; needs the package tensorboard
     "Write every number of the log for TensorBoard."
     try: from torch.utils.tensorboard import SummaryWriter
-    except ImportError: raise ImportError('tensorboard(run) needs the package tensorboard, which dtir_nb does not require: pip install tensorboard, or read log.jsonl with `read_log`') from None
+    except ImportError:
+        raise ImportError('tensorboard(run) needs the package tensorboard, which dtir_nb does not require: '
+                          'pip install tensorboard, or read log.jsonl with `read_log`') from None
     w = SummaryWriter(os.fspath(run))
     def f(k, net, avg, log):
         for name,v in log.items():

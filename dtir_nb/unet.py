@@ -63,9 +63,13 @@ class UNet(nn.Module):
         self.stem, self.downs, self.ups = _conv(channels, width, 7), nn.ModuleList(), nn.ModuleList()
         for i,(a,b) in enumerate(zip(cs, cs[1:])):
             shrink = nn.Conv2d(a, b, 4, 2, 1) if i < len(mult)-1 else _conv(a, b)
-            grow = nn.Sequential(nn.Upsample(scale_factor=2, mode='nearest'), nn.Conv2d(b, a, 3, padding=1)) if i else _conv(b, a)
-            self.downs.append(nn.ModuleList([ResBlock(a, a), nn.Sequential(ResBlock(a, a), LinearAttention(a)), shrink]))
-            self.ups.insert(0, nn.ModuleList([ResBlock(a+b, b), nn.Sequential(ResBlock(a+b, b), LinearAttention(b)), grow]))
+            grow = (nn.Sequential(nn.Upsample(scale_factor=2, mode='nearest'), nn.Conv2d(b, a, 3, padding=1))
+                    if i else _conv(b, a))
+            self.downs.append(
+                nn.ModuleList([ResBlock(a, a), nn.Sequential(ResBlock(a, a), LinearAttention(a)), shrink]))
+            self.ups.insert(0,
+                            nn.ModuleList([ResBlock(a+b, b),
+                                           nn.Sequential(ResBlock(a+b, b), LinearAttention(b)), grow]))
         self.middle = nn.Sequential(ResBlock(b, b), LinearAttention(b), ResBlock(b, b))
         self.last = nn.Sequential(ResBlock(2*width, width), nn.Conv2d(width, channels, 3, padding=1))
 

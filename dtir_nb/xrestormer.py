@@ -13,7 +13,9 @@ from fastcore.basics import patch
 from .backbones import LayerNorm2d, pad_to
 
 # %% ../nbs/04b_xrestormer.ipynb #5f5816ef
-def _mix(c, groups_of): return nn.Sequential(nn.Conv2d(c, groups_of, 1, bias=False), nn.Conv2d(groups_of, groups_of, 3, padding=1, groups=groups_of, bias=False))
+def _mix(c, groups_of):
+    return nn.Sequential(nn.Conv2d(c, groups_of, 1, bias=False),
+                         nn.Conv2d(groups_of, groups_of, 3, padding=1, groups=groups_of, bias=False))
 
 class ChannelAttention(nn.Module):
     "Each channel becomes a mean of channels, weighted by their likeness over the whole picture."
@@ -28,7 +30,7 @@ class ChannelAttention(nn.Module):
     def forward(self, x:Tensor)->Tensor:
         B,C,H,W = x.shape
         q,k,v = self.qkv(x).reshape(B, 3, self.heads, C//self.heads, H*W).unbind(1)      # (B,heads,c,N)
-        like = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-1, -2)         # (B,heads,c,c) cosines
+        like = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-1, -2)  # (B,heads,c,c) cosines
         return self.out(((like*self.temperature).softmax(-1) @ v).reshape(B, C, H, W))
 
 # %% ../nbs/04b_xrestormer.ipynb #1aeb54e0
@@ -49,9 +51,11 @@ class WindowAttention(nn.Module):
     def place(self, q:Tensor)->Tensor:
         "How place alone draws attention: q (…,window,window,d) → (…,window·window,reach·reach)."
         w,r = self.window, self.reach
-        i = torch.arange(r, device=q.device) - torch.arange(w, device=q.device)[:,None] + r-1   # (window,reach): which offset
-        row = torch.einsum('...xyd,xad->...xya', q, self.rows[i])[..., :, None]                  # depends on the row a of the answering pixel
-        col = torch.einsum('...xyd,ybd->...xyb', q, self.cols[i])[..., None, :]                  # and on its column b
+        # (window,reach): which offset
+        i = torch.arange(r, device=q.device) - torch.arange(w, device=q.device)[:,None] + r-1
+        # depends on the row a of the answering pixel
+        row = torch.einsum('...xyd,xad->...xya', q, self.rows[i])[..., :, None]
+        col = torch.einsum('...xyd,ybd->...xyb', q, self.cols[i])[..., None, :]  # and on its column b
         return (row + col).reshape(*q.shape[:-3], w*w, r*r)
 
 # %% ../nbs/04b_xrestormer.ipynb #c9d3b211
@@ -63,7 +67,9 @@ def forward(self:WindowAttention,
     B,_,H,W = x.shape; h,d,w,r = self.heads, self.dim, self.window, self.reach; m,n = H//w, W//w
     q,k,v = self.qkv(x).chunk(3, 1)
     q = q.reshape(B, h, d, m, w, n, w).permute(0,3,5,1,4,6,2)*d**-.5                         # (B,m,n,h,w,w,d)
-    k,v = (F.unfold(o, r, stride=w, padding=(r-w)//2).reshape(B, h, d, r*r, m, n).permute(0,4,5,1,3,2) for o in (k,v))   # (B,m,n,h,r²,d)
+    # (B,m,n,h,r²,d)
+    k,v = (F.unfold(o, r, stride=w, padding=(r-w)//2).reshape(B, h, d, r*r, m, n).permute(0,4,5,1,3,2)
+           for o in (k,v))
     a = (q.reshape(B, m, n, h, w*w, d) @ k.transpose(-1, -2) + self.place(q)).softmax(-1)    # (B,m,n,h,w²,r²)
     y = (a @ v).reshape(B, m, n, h, w, w, d).permute(0,3,6,1,4,2,5)                          # (B,h,d,m,w,n,w)
     return self.out(y.reshape(B, h*d, H, W))
@@ -93,7 +99,8 @@ class XBlock(nn.Module):
     ):
         super().__init__()
         self.norms = nn.ModuleList(LayerNorm2d(c, 1e-5) for _ in range(4))
-        self.parts = nn.ModuleList([ChannelAttention(c, heads), FeedForward(c), WindowAttention(c, heads, dim, window), FeedForward(c)])
+        self.parts = nn.ModuleList([ChannelAttention(c, heads), FeedForward(c),
+                                    WindowAttention(c, heads, dim, window), FeedForward(c)])
 
     def forward(self, x:Tensor)->Tensor:
         for norm,part in zip(self.norms, self.parts): x = x + part(norm(x))
@@ -120,8 +127,10 @@ class XRestormer(nn.Module):
         self.downs = nn.ModuleList(nn.Sequential(conv(c, c//2), nn.PixelUnshuffle(2)) for c in cs[:-1])
         self.bottom = stage(blocks[-1], cs[-1], heads[-1])
         self.ups = nn.ModuleList(nn.Sequential(conv(c, 2*c), nn.PixelShuffle(2)) for c in cs[:0:-1])
-        self.merges = nn.ModuleList([*(conv(2*c, c, 1) for c in cs[-2:0:-1]), nn.Identity()])   # none at full size: twice the width remains
-        self.decoders = nn.ModuleList(stage(n, c, h) for n,c,h in zip(blocks[-2::-1], [*cs[-2:0:-1], 2*width], heads[-2::-1]))
+        # none at full size: twice the width remains
+        self.merges = nn.ModuleList([*(conv(2*c, c, 1) for c in cs[-2:0:-1]), nn.Identity()])
+        self.decoders = nn.ModuleList(stage(n, c, h) for n,c,h in zip(blocks[-2::-1], [*cs[-2:0:-1], 2*width],
+                                          heads[-2::-1]))
         self.refine, self.last = stage(refine, 2*width, heads[0]), conv(2*width, channels)
 
 # %% ../nbs/04b_xrestormer.ipynb #c9d3b2111
@@ -135,5 +144,6 @@ def forward(self:XRestormer,
     h, skips = self.first(x), []
     for stage,down in zip(self.encoders, self.downs): h = stage(h); skips.append(h); h = down(h)
     h = self.bottom(h)
-    for up,merge,stage in zip(self.ups, self.merges, self.decoders): h = stage(merge(torch.cat([up(h), skips.pop()], 1)))
+    for up,merge,stage in zip(self.ups, self.merges, self.decoders):
+        h = stage(merge(torch.cat([up(h), skips.pop()], 1)))
     return (x + self.last(self.refine(h)))[..., :H, :W]

@@ -25,7 +25,8 @@ def step(net, b, gen, reduce):
     mean = reduce(net(b.x).detach().mean(0))
     return {'loss': (net(b.x+.1*torch.randn(b.x.shape, generator=gen))-b.x*mean).square().mean()}
 
-def config(**kw): return tr.FitConfig(**(dict(steps=STEPS, lr=.01, ema=.9, save_every=EVERY, progress=False) | kw))
+def config(**kw):
+    return tr.FitConfig(**(dict(steps=STEPS, lr=.01, ema=.9, save_every=EVERY, progress=False) | kw))
 def train(run, after=(), shards=4, stream=stream, step=step, **kw):
     "Train (or go on training) in a directory; the digest of all that the run has become."
     tr.fit(network(), stream, step, config(**kw), run=run, reduce=exact(shards), after=after)
@@ -51,7 +52,8 @@ def wait(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])   # negat
 class Disk:
     "Stands in for the module `os` inside `checkpoints`, and strikes at the n-th operation that changes the disk."
     CALLS = ('mkdir', 'open', 'fsync', 'rename', 'replace', 'unlink', 'rmdir')
-    def __init__(self, at=-1, strike=lambda: os.kill(os.getpid(), signal.SIGKILL)): self.at, self.strike, self.n, self.half = at, strike, 0, False
+    def __init__(self, at=-1, strike=lambda: os.kill(os.getpid(), signal.SIGKILL)):
+        self.at, self.strike, self.n, self.half = at, strike, 0, False
     def point(self):
         self.n += 1
         if self.n == self.at: self.strike()
@@ -67,32 +69,46 @@ class Disk:
 class Ledger:
     "What was tried, how often, and how often it was survived; with a `path`, on the disk after every run."
     def __init__(self, path=None, **config):
-        self.rows, self.t, self.path, self.config, self.before, self.commit = {}, time.time(), path and Path(path), config, 0., commit()
+        self.rows, self.t, self.path, self.config, self.before, self.commit = ({}, time.time(),
+            path and Path(path), config, 0., commit())
         if self.path and self.path.exists():
             old = json.loads(self.path.read_text())
-            if old['config'] == config and old['commit'] == self.commit and not old['result']['finished']: self.rows, self.before = {r['fault']: (r['runs'], r['survived'], r['kills']) for r in old['result']['table']}, old['seconds']
+            if old['config'] == config and old['commit'] == self.commit and not old['result']['finished']:
+                self.rows, self.before = {r['fault']: (r['runs'], r['survived'], r['kills'])
+                                          for r in old['result']['table']}, old['seconds']
     def add(self, what, ok, kills=1):
-        n, good, k = self.rows.get(what, (0,0,0)); self.rows[what] = (n+1, good+bool(ok), k+kills); self.save()
+        n, good, k = self.rows.get(what, (0,0,0))
+        self.rows[what] = (n+1, good+bool(ok), k+kills); self.save()
     def runs(self, what): return self.rows.get(what, (0,0,0))[0]
-    def kills(self): return sum(r[2] for k,r in self.rows.items() if k != SIGNALS)   # SIGKILLs; polite signals do not count
+    # SIGKILLs; polite signals do not count
+    def kills(self): return sum(r[2] for k,r in self.rows.items() if k != SIGNALS)
     def ok(self): return all(n == good for n,good,_ in self.rows.values())
     def seconds(self): return self.before+time.time()-self.t
     def save(self, finished=False):
         if not self.path: return
         table = [dict(fault=k, runs=n, kills=kills, survived=good) for k,(n,good,kills) in self.rows.items()]
-        result = dict(finished=finished, kills=self.kills(), survived=self.ok(), table=table, weights=reference()[1] if finished else None)
-        self.path.parent.mkdir(parents=True, exist_ok=True); tmp = self.path.with_suffix(f'.{os.getpid()}.tmp')
-        tmp.write_text(json.dumps(dict(config=self.config, result=result, commit=self.commit, machine=machine(), seconds=round(self.seconds(), 1), date=time.strftime('%Y-%m-%d')), indent=1)); os.replace(tmp, self.path)
+        result = dict(finished=finished, kills=self.kills(), survived=self.ok(), table=table,
+                      weights=reference()[1] if finished else None)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        tmp = self.path.with_suffix(f'.{os.getpid()}.tmp')
+        tmp.write_text(json.dumps(dict(config=self.config, result=result, commit=self.commit,
+                                       machine=machine(), seconds=round(self.seconds(), 1),
+                                       date=time.strftime('%Y-%m-%d')), indent=1))
+        os.replace(tmp, self.path)
     def __str__(self):
         w = max(map(len, self.rows))
-        return '\n'.join([f'| {"fault":{w}} | runs | kills | survived |', f'|{"-"*(w+2)}|-----:|------:|---------:|'] +
+        return '\n'.join([f'| {"fault":{w}} | runs | kills | survived |',
+                          f'|{"-"*(w+2)}|-----:|------:|---------:|'] +
             [f'| {k:{w}} | {n:4} | {kills:5} | {good:8} |' for k,(n,good,kills) in self.rows.items()] +
-            [f'\n{sum(r[0] for r in self.rows.values())} runs, {self.kills()} kills, {self.seconds():.0f} s. Survived = the weights, the average and the moments are those of the undisturbed run, bit for bit.'])
+            [f'\n{sum(r[0] for r in self.rows.values())} runs, {self.kills()} kills, {self.seconds():.0f} s. '
+             f'Survived = the weights, the average and the moments are those of the undisturbed run, '
+             f'bit for bit.'])
 
 def reference():
     with tempfile.TemporaryDirectory() as d: return train(Path(d)/'run')
 
-def lot(what, trial): return random.Random(f'{what} {trial}')   # each trial has its own luck, whenever it is run
+# each trial has its own luck, whenever it is run
+def lot(what, trial): return random.Random(f'{what} {trial}')
 def at_step(k0, f): return lambda k, *_: k == k0 and f()
 def kill_self(): os.kill(os.getpid(), signal.SIGKILL)
 
@@ -114,13 +130,17 @@ def kill_at_random(ledger, kills, longest=.25):
     want = reference()
     with tempfile.TemporaryDirectory() as d:
         while ledger.rows.get(RANDOM, (0,0,0))[2] < kills:
-            trial = ledger.runs(RANDOM); r, run, mine, patience, seen = lot(RANDOM, trial), Path(d)/str(trial), 0, longest, []
+            trial = ledger.runs(RANDOM)
+            r, run, mine, patience, seen = lot(RANDOM, trial), Path(d)/str(trial), 0, longest, []
             while True:
-                pid = start(lambda: train(run, background=bool(trial % 2))); time.sleep(r.uniform(.001, patience))
+                pid = start(lambda: train(run, background=bool(trial % 2)))
+                time.sleep(r.uniform(.001, patience))
                 if os.waitpid(pid, os.WNOHANG)[0] == pid: break
                 os.kill(pid, signal.SIGKILL); mine += wait(pid) < 0
-                if seen == (seen := [p.name for p in ck.checkpoints(run)]): patience *= 1.2   # a busy machine: let it get somewhere
-            ledger.add(RANDOM, wait(start(lambda: train(run))) == 0 and final(run) == want, mine); shutil.rmtree(run)
+                # a busy machine: let it get somewhere
+                if seen == (seen := [p.name for p in ck.checkpoints(run)]): patience *= 1.2
+            ledger.add(RANDOM, wait(start(lambda: train(run))) == 0 and final(run) == want, mine)
+            shutil.rmtree(run)
 
 SIGNALS = 'SIGTERM, SIGINT, SIGUSR1 at a random moment'
 def stop_at_random(ledger, runs):
@@ -133,7 +153,8 @@ def stop_at_random(ledger, runs):
                 pid = start(lambda: train(run, background=bool(trial % 2))); time.sleep(r.uniform(.02, .15))
                 if os.waitpid(pid, os.WNOHANG)[0] == pid: break
                 s = r.choice((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)); os.kill(pid, s); n += 1
-                ok &= wait(pid) in (85, 0, 1, -s)   # 1 and -s: before or after the loop, where the signal is not ours
+                # 1 and -s: before or after the loop, where the signal is not ours
+                ok &= wait(pid) in (85, 0, 1, -s)
             ledger.add(SIGNALS, ok and wait(start(lambda: train(run))) == 0 and final(run) == want, n)
 
 DAMAGE = 'SIGKILL, then the newest checkpoint damaged'
@@ -142,7 +163,8 @@ def damage_newest(ledger, runs):
     want = reference()
     with tempfile.TemporaryDirectory() as d:
         for trial in range(ledger.runs(DAMAGE), runs):
-            r, run = lot(DAMAGE, trial), Path(d)/str(trial); wait(start(lambda: train(run, after=[at_step(10, kill_self)])))
+            r, run = lot(DAMAGE, trial), Path(d)/str(trial)
+            wait(start(lambda: train(run, after=[at_step(10, kill_self)])))
             f = r.choice(sorted(ck.checkpoints(run)[0].iterdir())); data = bytearray(f.read_bytes())
             i = r.randrange(len(data))
             if trial % 3: data[i] ^= 1 << r.randrange(8)
@@ -154,25 +176,31 @@ FULL = 'SIGKILL, then a full disk'
 def small_disk(n):
     "No file of this process may grow beyond n bytes; a full disk for those who cannot mount one."
     import resource
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (n, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 def disk_full(ledger, runs):
     "The run stops with 74, and goes on when there is room."
     want = reference()
     with tempfile.TemporaryDirectory() as d:
         for trial in range(ledger.runs(FULL), runs):
-            r, run = lot(FULL, trial), Path(d)/str(trial); wait(start(lambda: train(run, after=[at_step(4, kill_self)])))
+            r, run = lot(FULL, trial), Path(d)/str(trial)
+            wait(start(lambda: train(run, after=[at_step(4, kill_self)])))
             def small(): small_disk(r.randrange(700, 1500)); train(run)
             rc, left = wait(start(small)), final(run)
-            ledger.add(FULL, rc == 74 and left[0] == 3 and wait(start(lambda: train(run))) == 0 and final(run) == want)
+            ledger.add(FULL, rc == 74 and left[0] == 3 and wait(start(lambda: train(run)))
+                       == 0 and final(run) == want)
 
-WORKERS, STALLED = 'one of 2 or 4 workers killed, another number goes on', 'one of 2 workers stands still, all killed, one goes on'
+WORKERS, STALLED = ('one of 2 or 4 workers killed, another number goes on',
+                    'one of 2 workers stands still, all killed, one goes on')
 def crowd(run, n, after, patience=5):
     "Train on n forked workers; the pid of the process that holds them, leader of a group of its own."
     from dtir_nb.parallel import fork_workers
     def f():
         os.setpgrp()
-        try: fork_workers(lambda: tr.fit(network(), stream, step, config(), run=run, reduce=exact(4, patience), after=after) and {}, n, timeout=patience)
+        try:
+            fork_workers(lambda: tr.fit(network(), stream, step, config(), run=run, reduce=exact(4, patience),
+                                        after=after) and {}, n, timeout=patience)
         except RuntimeError: pass
     return start(f)
 def rank(): return int(tr.Team().rank)
@@ -194,7 +222,8 @@ def stalled_worker(ledger, runs):
     with tempfile.TemporaryDirectory() as d:
         for trial in range(ledger.runs(STALLED), runs):
             r, run = lot(STALLED, trial), Path(d)/str(trial); at = r.randrange(4, STEPS-1)
-            pid = crowd(run, 2, [at_step(at, lambda: rank() == 1 and os.kill(os.getpid(), signal.SIGSTOP))], 2)
+            pid = crowd(run, 2, [at_step(at, lambda: rank() == 1 and os.kill(os.getpid(), signal.SIGSTOP))],
+                        2)
             time.sleep(6); os.killpg(pid, signal.SIGKILL); wait(pid)
             ledger.add(STALLED, wait(start(lambda: train(run))) == 0 and final(run) == want, 2)
 
@@ -208,13 +237,22 @@ def power_cuts(ledger):
     ledger.save()
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0]); p.add_argument('--kills', type=int, default=200); p.add_argument('--stride', type=int, default=1)
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--kills', type=int, default=200)
+    p.add_argument('--stride', type=int, default=1)
     p.add_argument('--out', default=Path(__file__).parents[1]/'nbs'/'experiments'/'results'/'chaos.json')
     a = p.parse_args(); ledger = Ledger(a.out, kills=a.kills, stride=a.stride)
-    rest = lambda led: kill_at_random(led, max(a.kills//4, a.kills-led.kills()+led.rows.get(RANDOM, (0,0,0))[2]))
-    for f in (power_cuts, lambda led: damage_newest(led, max(3, a.kills//10)), lambda led: disk_full(led, max(2, a.kills//20)), lambda led: stop_at_random(led, max(1, a.kills//40)),
-              lambda led: change_workers(led, max(1, a.kills//60)), lambda led: stalled_worker(led, max(1, a.kills//100)), lambda led: kill_everywhere(led, a.stride), lambda led: kill_everywhere(led, a.stride, background=True), rest):
-        f(ledger); print(f'{list(ledger.rows)[-1]}: {ledger.kills()} kills so far, {ledger.seconds():.0f} s', flush=True)
+    rest = lambda led: kill_at_random(led,
+                                      max(a.kills//4, a.kills-led.kills()+led.rows.get(RANDOM, (0,0,0))[2]))
+    for f in (power_cuts, lambda led: damage_newest(led, max(3, a.kills//10)),
+              lambda led: disk_full(led, max(2, a.kills//20)),
+              lambda led: stop_at_random(led, max(1, a.kills//40)),
+              lambda led: change_workers(led, max(1, a.kills//60)),
+              lambda led: stalled_worker(led, max(1, a.kills//100)),
+              lambda led: kill_everywhere(led, a.stride),
+              lambda led: kill_everywhere(led, a.stride, background=True), rest):
+        f(ledger)
+        print(f'{list(ledger.rows)[-1]}: {ledger.kills()} kills so far, {ledger.seconds():.0f} s', flush=True)
     ledger.save(finished=True); print(ledger)
     sys.exit(0 if ledger.ok() else 1)
 

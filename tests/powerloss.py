@@ -5,13 +5,16 @@ import torch
 from dtir_nb import checkpoints as ck
 
 class Inode:
-    def __init__(self, isdir): self.isdir, self.data, self.durable, self.names, self.synced, self.pending = isdir, b'', b'', {}, {}, []
+    def __init__(self, isdir):
+        self.isdir, self.data, self.durable, self.names, self.synced, self.pending = (isdir, b'',
+            b'', {}, {}, [])
     # a directory: `names` as programs see them, `synced` as of the last fsync, `pending` changes since, each a dict name -> Inode or None
 
 class Recorder:
     """Stands in for `os` inside `checkpoints`: passes calls on, and keeps a second account of what a disk must have after each of them.
     At any moment `crash(kind, rnd, to)` writes out a state that POSIX allows after a power cut at that moment."""
-    def __init__(self, root, after=lambda n: None): self.root, self.top, self.fds, self.n, self.after = Path(root), Inode(True), {}, 0, after
+    def __init__(self, root, after=lambda n: None):
+        self.root, self.top, self.fds, self.n, self.after = Path(root), Inode(True), {}, 0, after
     def _at(self, path):
         node = self.top
         for part in Path(path).relative_to(self.root).parts: node = node.names[part]
@@ -26,7 +29,8 @@ class Recorder:
         if flags & os.O_CREAT: self._change((p, Inode(False))); self._did()
         self.fds[fd] = self._at(p)
         return fd
-    def write(self, fd, data): n = os.write(fd, data); self.fds[fd].data += bytes(data[:n]); self._did(); return n
+    def write(self, fd, data):
+        n = os.write(fd, data); self.fds[fd].data += bytes(data[:n]); self._did(); return n
     def fsync(self, fd):
         i = self.fds[fd]; os.fsync(fd)
         if i.isdir: i.synced, i.pending = dict(i.names), []
@@ -55,7 +59,8 @@ def _dump(node, to, kind, rnd):
     for k,i in names.items():
         if i.isdir: _dump(i, to/k, kind, rnd); continue
         lost = i.data[len(i.durable):]
-        keep = {'least': 0, 'names': 0, 'torn': len(lost)//2, 'random': rnd.choice((0, len(lost)//2, len(lost)))}[kind]
+        keep = {'least': 0, 'names': 0, 'torn': len(lost)//2,
+                'random': rnd.choice((0, len(lost)//2, len(lost)))}[kind]
         (to/k).write_bytes(i.durable + lost[:keep])
 
 def cuts(tmp, break_it=None, kinds=('least','names','torn','random')):
@@ -71,7 +76,9 @@ def cuts(tmp, break_it=None, kinds=('least','names','torn','random')):
         try: c = ck.load_checkpoint(to/'run')
         except ck.CheckpointError as e: return lost.append((n, kind, str(e)))
         got = c.step if c else 0
-        if got not in (saved[0], saved[0]+1) or (c and not torch.equal(c.tensors['model']['w'], states[got]['model']['w'])): lost.append((n, kind, f'{got} where {saved[0]} was safe'))
+        if (got not in (saved[0], saved[0]+1)
+            or (c and not torch.equal(c.tensors['model']['w'], states[got]['model']['w']))):
+            lost.append((n, kind, f'{got} where {saved[0]} was safe'))
     rec = Recorder(tmp/'disk', after); (tmp/'disk').mkdir()
     ck.os = rec
     if break_it: break_it(rec)
@@ -82,7 +89,10 @@ def cuts(tmp, break_it=None, kinds=('least','names','torn','random')):
     finally: ck.os = real
     return rec.n, lost
 
-def of(k): n = torch.nn.Linear(40, 4); torch.nn.init.constant_(n.weight, float(k)); torch.nn.init.zeros_(n.bias); return n
+def of(k):
+    n = torch.nn.Linear(40, 4)
+    torch.nn.init.constant_(n.weight, float(k))
+    torch.nn.init.zeros_(n.bias); return n
 
 def weight(p):
     try: return ck.read_net(p)[0]['weight'][0,0].item()

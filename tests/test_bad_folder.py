@@ -6,7 +6,8 @@ from dtir_nb.core import ImageError, save_image, rng
 from dtir_nb.data import BadFiles, Pairs, stream
 from dtir_nb.training import FitConfig, fit
 
-def chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind+data))
+def chunk(kind, data):
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind+data))
 
 @pytest.fixture
 def folder(tmp_path):
@@ -24,28 +25,34 @@ def folder(tmp_path):
     (lq/'5.png').unlink(); (tmp_path/'GT'/'6.png').unlink()
     return tmp_path
 
-BAD = {('1.png', 'E_NOT_IMAGE'), ('2.png', 'E_TRUNCATED'), ('3.png', 'E_TOO_LARGE'), ('4.png', 'E_PAIR_SIZE'), ('5.png', 'E_NO_PARTNER'), ('6.png', 'E_NO_PARTNER')}
+BAD = {('1.png', 'E_NOT_IMAGE'), ('2.png', 'E_TRUNCATED'), ('3.png', 'E_TOO_LARGE'), ('4.png', 'E_PAIR_SIZE'),
+       ('5.png', 'E_NO_PARTNER'), ('6.png', 'E_NO_PARTNER')}
 names = lambda errors: {(Path(e.path).name, e.code) for e in errors}
 
 def step(net, batch, gen, reduce): return {'loss': (net(batch.y)-batch.x).square().mean()}
 def train(pairs, steps=6, after=()):
     net = torch.nn.Conv2d(3, 3, 1)
-    return fit(net, stream(pairs, 2), step, FitConfig(steps=steps, lr=1e-3, ema=0, progress=False), after=after)
+    return fit(net, stream(pairs, 2), step, FitConfig(steps=steps, lr=1e-3, ema=0, progress=False),
+               after=after)
 
 def test_stops_with_the_list(folder):
-    with pytest.raises(BadFiles) as e: train(Pairs.from_folder(folder/'LQ', folder/'GT', 'low_light', patch=32))
+    with pytest.raises(BadFiles) as e:
+        train(Pairs.from_folder(folder/'LQ', folder/'GT', 'low_light', patch=32))
     assert names(e.value.errors) == BAD
     assert all(name in str(e.value) and code in str(e.value) for name,code in names(e.value.errors))
 
 def test_goes_on_and_says_how_many(folder):
-    with pytest.warns(UserWarning) as said: pairs = Pairs.from_folder(folder/'LQ', folder/'GT', 'low_light', patch=32, bad='skip')
+    with pytest.warns(UserWarning) as said:
+        pairs = Pairs.from_folder(folder/'LQ', folder/'GT', 'low_light', patch=32, bad='skip')
     assert names(pairs.skipped) == BAD and len(pairs) == 2
-    assert any('4 of 6 pictures are skipped' in str(w.message) for w in said) and any('2 files are skipped' in str(w.message) for w in said)
+    assert (any('4 of 6 pictures are skipped' in str(w.message) for w in said)
+            and any('2 files are skipped' in str(w.message) for w in said))
     net = train(pairs)
     assert all(p.isfinite().all() for p in net.parameters())
 
 def test_a_file_that_changes_during_the_run_is_named(folder):
-    with pytest.warns(UserWarning): pairs = Pairs.from_folder(folder/'LQ', folder/'GT', 'low_light', patch=32, bad='skip')
+    with pytest.warns(UserWarning):
+        pairs = Pairs.from_folder(folder/'LQ', folder/'GT', 'low_light', patch=32, bad='skip')
     pairs.lq.cache.budget = pairs.gt.cache.budget = 0
     victim = Path(pairs.lq.items[0])
     def exchange(k, *_):

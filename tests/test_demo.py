@@ -7,7 +7,8 @@ ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
 
 def dtir(*args, cwd=None):
-    return subprocess.run([sys.executable, '-m', 'dtir_nb.command', *map(str, args)], env=ENV, cwd=cwd, capture_output=True, text=True)
+    return subprocess.run([sys.executable, '-m', 'dtir_nb.command', *map(str, args)], env=ENV, cwd=cwd,
+                          capture_output=True, text=True)
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
@@ -38,20 +39,27 @@ def test_restore_phone_picture(run, tmp_path):
 def test_bad_input_is_one_line(run, tmp_path, make, words):
     make(tmp_path); (tmp_path/'out.png').write_bytes(b'precious')
     p = dtir('restore', tmp_path/'x.png', '-o', tmp_path/'out.png', '--run', run, '--task', 'noisy')
-    assert p.returncode == 65 and words in p.stderr and len(p.stderr.strip().splitlines()) == 1 and 'Traceback' not in p.stderr
+    assert (p.returncode == 65 and words in p.stderr and len(p.stderr.strip().splitlines()) == 1
+            and 'Traceback' not in p.stderr)
     assert (tmp_path/'out.png').read_bytes() == b'precious'
 
 def test_truncated_unwritable_unknown(run, tmp_path):
     from PIL import Image
     Image.effect_noise((64, 64), 60).convert('RGB').save(tmp_path/'a.jpg')
     (tmp_path/'cut.jpg').write_bytes((tmp_path/'a.jpg').read_bytes()[:700])
-    for args, words in (((tmp_path/'cut.jpg', '-o', tmp_path/'o.png', '--run', run, '--task', 'noisy'), 'E_TRUNCATED'),
-                        ((tmp_path/'a.jpg', '-o', tmp_path/'none'/'o.png', '--run', run, '--task', 'noisy'), 'E_WRITE'),
-                        ((tmp_path/'a.jpg', '-o', tmp_path/'o.png', '--run', tmp_path/'nowhere'), 'dtir demo'),
-                        ((tmp_path/'a.jpg', '-o', tmp_path/'a.jpg', '--run', run, '--task', 'noisy'), 'E_SAME'),
-                        ((tmp_path/'a.jpg', '-o', tmp_path/'o.png', '--run', run, '--task', 'muddy'), 'muddy')):
+    for args, words in (((tmp_path/'cut.jpg', '-o', tmp_path/'o.png', '--run', run, '--task', 'noisy'),
+                         'E_TRUNCATED'),
+                        ((tmp_path/'a.jpg', '-o', tmp_path/'none'/'o.png', '--run', run, '--task', 'noisy'),
+                         'E_WRITE'),
+                        ((tmp_path/'a.jpg', '-o', tmp_path/'o.png', '--run', tmp_path/'nowhere'),
+                         'dtir demo'),
+                        ((tmp_path/'a.jpg', '-o', tmp_path/'a.jpg', '--run', run, '--task', 'noisy'),
+                         'E_SAME'),
+                        ((tmp_path/'a.jpg', '-o', tmp_path/'o.png', '--run', run, '--task', 'muddy'),
+                         'muddy')):
         p = dtir('restore', *args)
-        assert p.returncode != 0 and words in p.stderr and 'Traceback' not in p.stderr and len(p.stderr.strip().splitlines()) == 1, p.stderr
+        assert p.returncode != 0 and words in p.stderr and 'Traceback' not in p.stderr and len(
+            p.stderr.strip().splitlines()) == 1, p.stderr
     assert not (tmp_path/'o.png').exists()
 
 def test_help_is_readable_and_quick():

@@ -33,12 +33,18 @@ torch.set_num_threads(1); warnings.filterwarnings('ignore')
 # ---- networks of our own, each with one habit of real code ----
 class InPlace(nn.Module):
     "In-place activations and additions."
-    def __init__(self): super().__init__(); self.a, self.b, self.c = (nn.Conv2d(i, o, 3, padding=1) for i,o in ((3,8), (8,8), (8,3)))
-    def forward(self, x): h = F.relu_(self.a(x)); g = self.b(h); g += h; out = self.c(F.leaky_relu_(g)); out += x; return out
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(i, o, 3, padding=1) for i,o in ((3,8), (8,8), (8,3)))
+    def forward(self, x):
+        h = F.relu_(self.a(x)); g = self.b(h); g += h; out = self.c(F.leaky_relu_(g)); out += x; return out
 
 class Tied(nn.Module):
     "One layer used three times, and a decoder that shares the encoder's weights."
-    def __init__(self): super().__init__(); self.head, self.body, self.act = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.PReLU()
+    def __init__(self):
+        super().__init__()
+        self.head, self.body, self.act = (nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1),
+                                          nn.PReLU())
     def forward(self, x):
         h = self.head(x)
         for _ in range(3): h = h + self.act(self.body(h))
@@ -49,14 +55,17 @@ class Tokens(nn.Module):
     def __init__(self, c=16, p=8):
         super().__init__(); self.p = p
         self.embed, self.back = nn.Linear(3*p*p, c), nn.Linear(c, 3*p*p)
-        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(c, 2, 2*c, dropout=0., batch_first=True, norm_first=True) for _ in range(2))
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(c, 2, 2*c, dropout=0., batch_first=True,
+                                        norm_first=True) for _ in range(2))
     def forward(self, x):
         H,W = x.shape[-2:]; h = self.embed(F.unfold(x, self.p, stride=self.p).transpose(1, 2))
         for b in self.blocks: h = b(h)
         return x + F.fold(self.back(h).transpose(1, 2), (H,W), self.p, stride=self.p)
 
 class DoubleConv(nn.Sequential):
-    def __init__(self, i, o): super().__init__(nn.Conv2d(i, o, 3, padding=1), nn.GroupNorm(2, o), nn.ReLU(inplace=True), nn.Conv2d(o, o, 3, padding=1), nn.GroupNorm(2, o), nn.ReLU(inplace=True))
+    def __init__(self, i, o):
+        super().__init__(nn.Conv2d(i, o, 3, padding=1), nn.GroupNorm(2, o), nn.ReLU(inplace=True),
+                         nn.Conv2d(o, o, 3, padding=1), nn.GroupNorm(2, o), nn.ReLU(inplace=True))
 
 class TutorialUNet(nn.Module):
     "The U-Net of a hundred tutorials: max pooling, bilinear upsampling, concatenation."
@@ -64,45 +73,61 @@ class TutorialUNet(nn.Module):
         super().__init__()
         self.d1, self.d2, self.mid = DoubleConv(3, c), DoubleConv(c, 2*c), DoubleConv(2*c, 2*c)
         self.u2, self.u1, self.out = DoubleConv(4*c, c), DoubleConv(2*c, c), nn.Conv2d(c, 3, 1)
-        self.pool, self.up = nn.MaxPool2d(2), nn.Upsample(scale_factor=2, mode='bilinear', align_corners=False)
+        self.pool, self.up = nn.MaxPool2d(2), nn.Upsample(scale_factor=2, mode='bilinear',
+                                                          align_corners=False)
     def forward(self, x):
         a = self.d1(x); b = self.d2(self.pool(a)); m = self.mid(self.pool(b))
         return self.out(self.u1(torch.cat([self.up(self.u2(torch.cat([self.up(m), b], 1))), a], 1)))
 
 class Guided(nn.Module):
     "Several inputs, of which only the first is the picture."
-    def __init__(self): super().__init__(); self.a, self.b, self.c = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1),
+                                  nn.Conv2d(8, 3, 3, padding=1))
     def forward(self, x, mask=None, gain=1.):
         mask = x.new_ones(len(x), 1, *x.shape[-2:]) if mask is None else mask
         h = F.gelu(self.a(torch.cat([x, mask], 1))); return x + gain*self.c(h + F.gelu(self.b(h)))
 
-def sequential(): return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.LeakyReLU(.2, inplace=True), nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.SiLU()), nn.Conv2d(8, 3, 3, padding=1))
+def sequential():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.LeakyReLU(.2, inplace=True),
+                         nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.SiLU()),
+                         nn.Conv2d(8, 3, 3, padding=1))
 
 def wild(module, name, **kw):
     def make():
-        pytest.importorskip('spandrel'); return getattr(__import__('spandrel.architectures.'+module, fromlist=['x']), name)(**kw)
+        pytest.importorskip('spandrel')
+        return getattr(__import__('spandrel.architectures.'+module, fromlist=['x']), name)(**kw)
     return make
 
 window = dict(img_size=32, embed_dim=12, num_heads=[2,2], window_size=8)
 ZOO = {
-    'sequential': sequential, 'in place': InPlace, 'tied': Tied, 'tokens': Tokens, 'tutorial U-Net': TutorialUNet, 'several inputs': Guided,
-    'own NAFNet': lambda: NAFNet(8, (1,1), 1, (1,1)), 'own U-Net': lambda: UNet(8, (1,2)), 'own X-Restormer': lambda: XRestormer(4, blocks=(1,1), heads=(1,2), refine=1, dim=2, window=4),
-    'NAFNet':        wild('NAFNet', 'NAFNet', width=8, middle_blk_num=1, enc_blk_nums=[1,1], dec_blk_nums=[1,1]),
-    'KBNet':         wild('KBNet', 'KBNet_s', width=8, middle_blk_num=1, enc_blk_nums=[1,1], dec_blk_nums=[1,1]),
+    'sequential': sequential, 'in place': InPlace, 'tied': Tied, 'tokens': Tokens,
+    'tutorial U-Net': TutorialUNet, 'several inputs': Guided,
+    'own NAFNet': lambda: NAFNet(8, (1,1), 1, (1,1)), 'own U-Net': lambda: UNet(8, (1,2)),
+    'own X-Restormer': lambda: XRestormer(4, blocks=(1,1), heads=(1,2), refine=1, dim=2, window=4),
+    'NAFNet':        wild('NAFNet', 'NAFNet', width=8, middle_blk_num=1, enc_blk_nums=[1,1],
+                          dec_blk_nums=[1,1]),
+    'KBNet':         wild('KBNet', 'KBNet_s', width=8, middle_blk_num=1, enc_blk_nums=[1,1],
+                          dec_blk_nums=[1,1]),
     'DnCNN':         wild('DnCNN', 'DnCNN', in_nc=3, out_nc=3, nc=8, nb=4, act_mode='R'),
     'DRUNet':        wild('DRUNet', 'DRUNet', in_nc=3, out_nc=3, nc=[8,8,16,16], nb=1),
     'SwinIR':        wild('SwinIR', 'SwinIR', **window, depths=[1,1], mlp_ratio=2., drop_path_rate=0.),
-    'Uformer':       wild('Uformer', 'Uformer', img_size=32, embed_dim=8, depths=[1]*9, num_heads=[1,1,2,2,2,2,2,1,1], win_size=4, drop_path_rate=0.),
+    'Uformer':       wild('Uformer', 'Uformer', img_size=32, embed_dim=8, depths=[1]*9,
+                          num_heads=[1,1,2,2,2,2,2,1,1], win_size=4, drop_path_rate=0.),
     'MixDehazeNet':  wild('MixDehazeNet', 'MixDehazeNet', embed_dims=[8,16,32,16,8], depths=[1]*5),
     'Retinexformer': wild('RetinexFormer', 'RetinexFormer', n_feat=8, stage=1),
     'FFTformer':     wild('FFTformer', 'FFTformer', dim=8, num_blocks=[1,1,1], num_refinement_blocks=1),
     'ATD':           wild('ATD', 'ATD', **window, depths=(1,1), category_size=32, num_tokens=8),
-    'RCAN':          wild('RCAN', 'RCAN', scale=1, n_resgroups=1, n_resblocks=2, n_feats=8, reduction=4, rgb_range=1),
+    'RCAN':          wild('RCAN', 'RCAN', scale=1, n_resgroups=1, n_resblocks=2, n_feats=8, reduction=4,
+                          rgb_range=1),
     'PLKSR':         wild('PLKSR', 'PLKSR', dim=16, n_blocks=2, upscaling_factor=1),
     'SAFMN':         wild('SAFMN', 'SAFMN', dim=12, n_blocks=2, upscaling_factor=1),
 }
-WRONG_SECOND = ('NAFNet', 'KBNet')                  # ship a layer normalisation with a hand-written backward pass
-SLOW = ('FFTformer', 'ATD', 'Uformer', 'own X-Restormer', 'own U-Net', 'Retinexformer', 'MixDehazeNet', 'SAFMN')   # the other fourteen run by default
+WRONG_SECOND = ('NAFNet', 'KBNet')  # ship a layer normalisation with a hand-written backward pass
+# the other fourteen run by default
+SLOW = ('FFTformer', 'ATD', 'Uformer', 'own X-Restormer', 'own U-Net', 'Retinexformer',
+        'MixDehazeNet', 'SAFMN')
 SIZE = {'MixDehazeNet': 64, 'FFTformer': 64}
 marked = lambda names: [pytest.param(n, marks=pytest.mark.long) if n in SLOW else n for n in names]
 sched = cosine_schedule(T=50)
@@ -140,7 +165,8 @@ def test_clock_changes_nothing_at_first(name):
 def test_pretraining_matching_checkpoint(name, tmp_path):
     net, (x, y) = Clocked(make(name), sched), pictures(name)
     start = copy.deepcopy(net)
-    avg = fit(net, lambda k: Batch(x), pretrain_step, FitConfig(steps=2, lr=1e-3, warmup=0, ema=.9, progress=False))
+    avg = fit(net, lambda k: Batch(x), pretrain_step,
+              FitConfig(steps=2, lr=1e-3, warmup=0, ema=.9, progress=False))
     assert any(not torch.equal(a, b) for a,b in zip(net.parameters(), start.parameters()))
     assert any(not torch.equal(a, b) for a,b in zip(net.parameters(), avg.parameters()))
     curve = match_curve(avg, x, y, t_max=4)
@@ -149,24 +175,28 @@ def test_pretraining_matching_checkpoint(name, tmp_path):
     load_net(tmp_path/'net.safetensors', lambda config: start)
     with torch.no_grad(): assert torch.equal(start.eval()(y, 5), avg.eval()(y, 5))
 
-GEF = dict(displaced=FinetuneConfig(samples=2), exact=FinetuneConfig(samples=2, eps=0.), projected=FinetuneConfig(samples=2, lam_orth=0., project=True))
+GEF = dict(displaced=FinetuneConfig(samples=2), exact=FinetuneConfig(samples=2, eps=0.),
+           projected=FinetuneConfig(samples=2, lam_orth=0., project=True))
 
 def fine_tune(name, gef, net=None):
     "A network with clock and adapters, and what one step of fine-tuning says about it."
     net, (x, y) = net or alive(add_sites(Clocked(make(name), sched), partial(MoE, n=4, k=2))), pictures(name)
     held = hold(net, Clean(list(x), patch=x.shape[-1]), gef)
-    return net, held, finetune_step(net, Batch(x, y, clean=x), rng(0, 'step'), lambda v: v, t_star=5, cfg=gef, held=held)
+    return net, held, finetune_step(net, Batch(x, y, clean=x), rng(0, 'step'), lambda v: v, t_star=5,
+                                    cfg=gef, held=held)
 
 def flat(gs): return torch.cat([g.flatten() for g in gs if g is not None])
 
 @pytest.mark.parametrize('name', marked(ZOO))
 def test_fine_tuning(name):
     net, held, log = fine_tune(name, GEF['displaced'])
-    assert all(torch.isfinite(log[k]).all() for k in ('loss','rec','gen','reg','orth')) and 0 < log['orth'] <= 3
+    assert (all(torch.isfinite(log[k]).all() for k in ('loss','rec','gen','reg','orth'))
+            and 0 < log['orth'] <= 3)
     assert torch.isfinite(flat(log['grads'])).all() and flat(log['grads']).abs().max() > 0
     assert held.shallow and set(held.shallow) < set(held.names) and len(log['grads']) == len(held.names)
     _,_,other = fine_tune(name, GEF['projected'], net)
-    assert torch.isfinite(flat(other['grads'])).all() and not torch.equal(flat(other['grads']), flat(log['grads']))
+    assert torch.isfinite(flat(other['grads'])).all() and not torch.equal(flat(other['grads']),
+        flat(log['grads']))
     copy.deepcopy(net)(pictures(name)[0], 3)
 
 @pytest.mark.long
@@ -174,27 +204,36 @@ def test_fine_tuning(name):
 def test_exact_and_displaced_orthogonality(name):
     "On smooth networks the two agree. ReLU has kinks that a displacement crosses and double backward does not see: there only the loss is common."
     strong = FinetuneConfig(samples=2, lam_orth=100., lengths=False)
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):     # fused attention has no second derivative
+    # fused attention has no second derivative
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         net, _, near = fine_tune(name, strong)
         _,_,exact = fine_tune(name, replace(strong, eps=0.), net)
     assert_close(near['orth'], exact['orth'], rtol=1e-3, atol=1e-3)
     assert torch.isfinite(flat(near['grads'])).all() and torch.isfinite(flat(exact['grads'])).all()
-    if name in ('several inputs', 'own NAFNet', 'own U-Net'): assert F.cosine_similarity(flat(near['grads']), flat(exact['grads']), 0) > .9
+    if name in ('several inputs', 'own NAFNet', 'own U-Net'):
+        assert F.cosine_similarity(flat(near['grads']), flat(exact['grads']), 0) > .9
 
 @pytest.mark.long
 def test_fused_attention_is_refused_in_exact_mode():
     with pytest.raises(RuntimeError, match='not implemented'): fine_tune('tokens', GEF['exact'])
-    assert any(f.check == '2nd derivative' and f.level == 'fail' and 'sdpa_kernel' in f.remedy for f in check_backbone(make('tokens')))
+    assert any(f.check == '2nd derivative' and f.level == 'fail' and 'sdpa_kernel' in f.remedy
+               for f in check_backbone(make('tokens')))
 
-@pytest.mark.parametrize('name', [n if n in ('tied', 'tokens', 'tutorial U-Net', 'DRUNet') else pytest.param(n, marks=pytest.mark.long) for n in ZOO])
+@pytest.mark.parametrize('name',
+                         [n if n in ('tied', 'tokens', 'tutorial U-Net', 'DRUNet') else pytest.param(n,
+                              marks=pytest.mark.long) for n in ZOO])
 def test_incremental_training_with_experts(name):
     net, (x, _) = add_sites(Clocked(make(name), sched), partial(MoE, n=4, k=2)), pictures(name)
-    kw = dict(patch=x.shape[-1], batch=2); sources = {k: Synthetic(list(x), k, STRENGTHS[k].source, patch=x.shape[-1]) for k in ('noisy', 'low_light')}
+    kw = dict(patch=x.shape[-1], batch=2)
+    sources = {k: Synthetic(list(x), k, STRENGTHS[k].source, patch=x.shape[-1])
+               for k in ('noisy', 'low_light')}
     gef = replace(GEF['displaced'], mix=1.)
     start = copy.deepcopy(net)
-    h = train_incremental(net, sources, dict(low_light=9, noisy=4), list(x), FitConfig(steps=2, lr=1e-3, warmup=0, ema=0., progress=False), gef, **kw)
+    h = train_incremental(net, sources, dict(low_light=9, noisy=4), list(x),
+                          FitConfig(steps=2, lr=1e-3, warmup=0, ema=0., progress=False), gef, **kw)
     assert [s.new for s in h.stages] == ['noisy', 'low_light']
-    moved = {'experts' if '.experts.' in k else 'net' for (k,a),b in zip(h.net.named_parameters(), start.parameters()) if not torch.equal(a, b)}
+    moved = {'experts' if '.experts.' in k else 'net'
+             for (k,a),b in zip(h.net.named_parameters(), start.parameters()) if not torch.equal(a, b)}
     assert {'net', 'experts'} <= moved
 
 # ---- what the chain does not see ----
@@ -207,7 +246,8 @@ def test_further_inputs_pass_through_the_clock():
     net = alive(Guided()); clocked = Clocked(net, sched, scale=False); x, _ = pictures('several inputs')
     mask = torch.rand(2, 1, 32, 32, generator=rng(0, 'mask'))
     with torch.no_grad():
-        assert torch.equal(clocked(x, 5, mask, 2.), net(x, mask, 2.)) and not torch.equal(clocked(x, 5, mask, 2.), clocked(x, 5))
+        assert (torch.equal(clocked(x, 5, mask, 2.), net(x, mask, 2.))
+                and not torch.equal(clocked(x, 5, mask, 2.), clocked(x, 5)))
 
 def test_networks_that_cannot_work_say_why():
     bn = wild('DnCNN', 'DnCNN', in_nc=3, out_nc=3, nc=8, nb=4, act_mode='BR')()
@@ -218,10 +258,13 @@ def test_networks_that_cannot_work_say_why():
     assert 'multiple=8' in bad['any size'].remedy
     assert not any(f.level == 'fail' for f in check_backbone(Adapted(make('DRUNet'), multiple=8)))
     assert any('training mode' in f.remedy for f in check_backbone(make('PLKSR')))
-    assert any(f.level == 'warn' and 'eps=0' in f.remedy for f in check_backbone(make('in place')) if f.check == '2nd derivative')
+    assert any(f.level == 'warn' and 'eps=0' in f.remedy for f in check_backbone(make('in place')) if f.check
+               == '2nd derivative')
     bad = {f.check: f for f in check_backbone(make('NAFNet')) if f.level == 'fail'}
     assert 'native' in bad['2nd derivative'].remedy
-    bad = {f.check: f for f in check_backbone(wild('SPAN', 'SPAN', num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=2)()) if f.level == 'fail'}
+    bad = {f.check: f
+           for f in check_backbone(wild('SPAN', 'SPAN', num_in_ch=3, num_out_ch=3, feature_channels=8,
+                                        upscale=2)()) if f.level == 'fail'}
     assert 'keeps the size' in bad['output'].remedy
 
 
@@ -231,10 +274,12 @@ def test_networks_that_cannot_work_say_why():
 def test_compiles(name):
     net, (x, _) = add_sites(Clocked(alive(make(name)), sched), partial(MoE, n=4, k=2)).eval(), pictures(name)
     t = torch.tensor([3, 30]); torch._dynamo.reset()
-    with torch.no_grad(): assert_close(torch.compile(net, backend='aot_eager')(x, t), net(x, t), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert_close(torch.compile(net, backend='aot_eager')(x, t), net(x, t), rtol=1e-4, atol=1e-5)
 
 @pytest.mark.long
-@pytest.mark.parametrize('name', [n for n in ZOO if n != 'ATD'])   # which sorts its tokens by argsort(stable=False): the exporter has no such operator, with a clock or without
+# which sorts its tokens by argsort(stable=False): the exporter has no such operator, with a clock or without
+@pytest.mark.parametrize('name', [n for n in ZOO if n != 'ATD'])
 def test_exports_to_onnx(name, tmp_path):
     ort, _ = pytest.importorskip('onnxruntime'), pytest.importorskip('onnxscript')
     net, (x, _) = add_sites(Clocked(alive(make(name)), sched), partial(MoE, n=4, k=2)).eval(), pictures(name)

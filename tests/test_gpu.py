@@ -39,7 +39,10 @@ def nets(experts=0):
             if n.endswith(('beta','gamma')) or p.abs().sum() == 0: torch.nn.init.normal_(p, std=.1)
     net.eval(); return net, copy.deepcopy(net).to(DEV)
 
-def batch(n=4, side=48): x = torch.rand(n, 3, side//8, side//8, generator=rng(0,'x')); x = torch.nn.functional.interpolate(x, (side,side), mode='bilinear'); return x, degrade(x, 'rainy', rng(0,'y'))[0]
+def batch(n=4, side=48):
+    x = torch.rand(n, 3, side//8, side//8, generator=rng(0,'x'))
+    x = torch.nn.functional.interpolate(x, (side,side), mode='bilinear')
+    return x, degrade(x, 'rainy', rng(0,'y'))[0]
 
 @pytest.mark.parametrize('experts', (0,4))
 def test_one_forward_and_backward_pass(experts):
@@ -58,64 +61,93 @@ def test_degradations(task):
     assert b.device.type == DEV and ((a-b.cpu()).abs() > 2/255).float().mean() < .01
 
 def test_metrics():
-    x, y = batch(); assert_close(psnr(y.to(DEV), x.to(DEV)).cpu(), psnr(y, x), rtol=1e-5, atol=1e-4); assert_close(ssim(y.to(DEV), x.to(DEV)).cpu(), ssim(y, x), rtol=1e-5, atol=1e-5)
+    x, y = batch()
+    assert_close(psnr(y.to(DEV), x.to(DEV)).cpu(), psnr(y, x), rtol=1e-5, atol=1e-4)
+    assert_close(ssim(y.to(DEV), x.to(DEV)).cpu(), ssim(y, x), rtol=1e-5, atol=1e-5)
 
 def test_matching_curve():
     a, b = nets(); x, y = batch()
-    with every_digit(DEV): assert_close(match_curve(b, x.to(DEV), y.to(DEV)).cpu(), match_curve(a, x, y), rtol=1e-3, atol=1e-6)
-    single = torch.stack([(b(y.to(DEV), t)-x.to(DEV)).square().mean((1,2,3)) for t in range(1, 34)], 1).detach()
+    with every_digit(DEV):
+        assert_close(match_curve(b, x.to(DEV), y.to(DEV)).cpu(), match_curve(a, x, y), rtol=1e-3, atol=1e-6)
+    single = torch.stack([(b(y.to(DEV), t)-x.to(DEV)).square().mean((1,2,3)) for t in range(1, 34)],
+                         1).detach()
     assert_close(match_curve(b, x.to(DEV), y.to(DEV)), single, rtol=2e-2, atol=1e-5)
 
 def test_importance_in_batches_is_the_loop():
-    a, b = nets(); x, _ = batch(); s = noised(x, a.schedule, rng(0)); sg = tuple(v.to(DEV) for v in s); loss = gen_loss_at(a.schedule)
-    with every_digit(DEV): loop, vmap, cpu = importance(loss, b, sg, chunk=1), importance(loss, b, sg), importance(loss, a, s)
+    a, b = nets(); x, _ = batch(); s = noised(x, a.schedule, rng(0))
+    sg = tuple(v.to(DEV) for v in s); loss = gen_loss_at(a.schedule)
+    with every_digit(DEV):
+        loop, vmap, cpu = importance(loss, b, sg, chunk=1), importance(loss, b, sg), importance(loss, a, s)
     for n in loop.I2:
-        scale = cpu.I2[n].norm(); assert (loop.I2[n]-vmap.I2[n]).norm().cpu() <= 1e-3*scale + 1e-12 and (loop.I2[n].cpu()-cpu.I2[n]).norm() <= 5e-3*scale + 1e-12
+        scale = cpu.I2[n].norm()
+        assert ((loop.I2[n]-vmap.I2[n]).norm().cpu() <= 1e-3*scale + 1e-12
+                and (loop.I2[n].cpu()-cpu.I2[n]).norm() <= 5e-3*scale + 1e-12)
 
 def test_displaced_gradient_keeps_its_digits():
     "With PyTorch's TF32 for convolutions left on, and under autocast."
     _, net = nets(); net.train(); x, y = (v.to(DEV) for v in batch()); ps = list(net.parameters())
-    gen = [lambda i=i: gen_loss(net, x[i:i+1], rng(i, device=DEV)) for i in (0,1)]; rec = [lambda i=i: ((net(y[i:i+1], 9)-x[i:i+1]).square()+1e-6).sqrt().mean((1,2,3)) for i in (2,3)]
+    gen = [lambda i=i: gen_loss(net, x[i:i+1], rng(i, device=DEV)) for i in (0,1)]
+    rec = [lambda i=i: ((net(y[i:i+1], 9)-x[i:i+1]).square()+1e-6).sqrt().mean((1,2,3)) for i in (2,3)]
     assert torch.backends.cudnn.allow_tf32; good = displaced_agreement(gen, rec, ps); assert good > .95
     with torch.autocast(DEV, torch.bfloat16): assert displaced_agreement(gen, rec, ps, least=-2) > good-.1
     was = torch.backends.cudnn.allow_tf32
-    with pytest.MonkeyPatch.context() as m: m.setattr(orthogonality, 'every_digit', lambda kind: contextlib.nullcontext()); bare = displaced_agreement(gen, rec, ps, least=-2)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(orthogonality, 'every_digit', lambda kind: contextlib.nullcontext())
+        bare = displaced_agreement(gen, rec, ps, least=-2)
     print('without every_digit:', bare); assert torch.backends.cudnn.allow_tf32 == was
 
 def test_dropout_is_drawn_once():
-    with seeded(0): net = torch.nn.Sequential(torch.nn.Conv2d(3,24,3,padding=1), torch.nn.GELU(), torch.nn.Dropout(.3), torch.nn.Conv2d(24,3,3,padding=1)).to(DEV)
+    with seeded(0):
+        net = torch.nn.Sequential(torch.nn.Conv2d(3,24,3,padding=1), torch.nn.GELU(), torch.nn.Dropout(.3),
+                                  torch.nn.Conv2d(24,3,3,padding=1)).to(DEV)
     ps = list(net.parameters())
-    x = torch.rand(4,3,16,16, generator=rng(0,'dropout')).to(DEV); fs = [lambda i=i: (net(x[i:i+1])-.5*x[i:i+1]).square().mean((1,2,3)) for i in range(4)]
+    x = torch.rand(4,3,16,16, generator=rng(0,'dropout')).to(DEV)
+    fs = [lambda i=i: (net(x[i:i+1])-.5*x[i:i+1]).square().mean((1,2,3)) for i in range(4)]
     assert displaced_agreement(fs[:2], fs[2:], ps) > .999
 
 @pytest.mark.parametrize('amp', (False, 'bf16', 'fp16'))
 def test_pretraining_learns_in_every_precision(photos, amp):
     net, log = Clocked(nafnet_small(), cosine_schedule()).to(DEV), []
-    pretrain(net, photos, FitConfig(steps=60, lr=1e-3, amp=amp, seed=0, progress=False), patch=48, batch=8, after=[lambda k, n, a, l: log.append(l['loss'])])
+    pretrain(net, photos, FitConfig(steps=60, lr=1e-3, amp=amp, seed=0, progress=False), patch=48, batch=8,
+             after=[lambda k, n, a, l: log.append(l['loss'])])
     assert sum(log[-10:]) < .8*sum(log[:10]), log
 
-FORMS = dict(plain=PLAIN, displaced=FinetuneConfig(samples=4, lam_orth=.01, lengths=False), exact=FinetuneConfig(samples=4, lam_orth=.01, lengths=False, eps=0.), lengths=FinetuneConfig(samples=4, lam_orth=.03, lengths=True), projected=FinetuneConfig(samples=4, lam_orth=0., project=True))
+FORMS = dict(plain=PLAIN, displaced=FinetuneConfig(samples=4, lam_orth=.01, lengths=False),
+             exact=FinetuneConfig(samples=4, lam_orth=.01, lengths=False, eps=0.),
+             lengths=FinetuneConfig(samples=4, lam_orth=.03, lengths=True),
+             projected=FinetuneConfig(samples=4, lam_orth=0., project=True))
 @pytest.mark.parametrize('form', FORMS)
 def test_finetuning_and_resuming(photos, form, tmp_path):
     "The same numbers twice, and in two parts."
     start = nets()[1].train(); kw = dict(patch=32, batch=4, t=9, gef=FORMS[form])
-    def go(steps, run): net = copy.deepcopy(start); return finetune(net, Synthetic(photos, 'rainy', patch=32), Clean(photos, patch=32), cfg=FitConfig(steps=6, lr=1e-4, save_every=2, ema=.9, seed=3, progress=False), run=run, **kw, **steps)
+    def go(steps, run):
+        net = copy.deepcopy(start)
+        return finetune(net, Synthetic(photos, 'rainy', patch=32), Clean(photos, patch=32),
+                        cfg=FitConfig(steps=6, lr=1e-4, save_every=2, ema=.9, seed=3, progress=False),
+                        run=run, **kw, **steps)
     a, b = go({}, tmp_path/'a'), go({}, tmp_path/'b')
     assert all(u.equal(v) for u,v in zip(a.state_dict().values(), b.state_dict().values()))
     class Cut(Exception): pass
     def cut(k, *_):
         if k == 3: raise Cut
     with pytest.raises(Cut): go(dict(after=[cut]), tmp_path/'c')
-    c = go({}, tmp_path/'c'); assert all(u.equal(v) for u,v in zip(a.state_dict().values(), c.state_dict().values())) and all(v.isfinite().all() for v in a.parameters())
+    c = go({}, tmp_path/'c')
+    assert (all(u.equal(v) for u,v in zip(a.state_dict().values(), c.state_dict().values()))
+            and all(v.isfinite().all() for v in a.parameters()))
 
 def test_incremental_with_experts(photos):
     _, net = nets(4); net.train(); src = {k: Synthetic(photos, k, patch=32) for k in ('noisy','rainy')}
-    r = train_incremental(net, src, dict(noisy=3, rainy=9), Clean(photos, patch=32), FitConfig(steps=4, lr=1e-4, progress=False), FinetuneConfig(samples=4), patch=32, batch=4)
+    r = train_incremental(net, src, dict(noisy=3, rainy=9), Clean(photos, patch=32),
+                          FitConfig(steps=4, lr=1e-4, progress=False), FinetuneConfig(samples=4),
+                          patch=32, batch=4)
     assert all(v.isfinite().all() for v in r.net.parameters())
 
 def test_match_and_sample(photos):
-    net = nets()[1]; b = stream(Synthetic(photos, 'noisy', .1, patch=32), batch=4)(0); assert 1 <= match(net, b.to(DEV)).t <= 50
-    z = sample(net, (2,3,32,32), net.schedule, rng(0, device=DEV), like=torch.zeros((), device=DEV)); assert z.device.type == DEV and z.isfinite().all()
+    net = nets()[1]
+    b = stream(Synthetic(photos, 'noisy', .1, patch=32), batch=4)(0)
+    assert 1 <= match(net, b.to(DEV)).t <= 50
+    z = sample(net, (2,3,32,32), net.schedule, rng(0, device=DEV), like=torch.zeros((), device=DEV))
+    assert z.device.type == DEV and z.isfinite().all()
 
 def test_restoring_on_gpu_is_restoring_on_cpu():
     R, G = pretrained(), pretrained(); G.net.to(DEV); x = torch.rand(3, 700, 600, generator=rng(0))
@@ -129,12 +161,17 @@ def test_compiled():
     assert (a-b).norm() < 1e-3*b.norm()
 
 def line(*args):
-    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(HERE.parent), *filter(None, sys.path)]), 'OMP_NUM_THREADS': '1'}
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(HERE.parent), *filter(None, sys.path)]),
+           'OMP_NUM_THREADS': '1'}
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=env, timeout=150)
 
 def test_torchrun_over_nccl(tmp_path):
-    r = line('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '1', '-m', 'dtir_nb.launch', 'demo:tiny', '--set', 'team=ddp', '--set', 'width=4', '--set', 'enc=1,1', '--set', 'tasks=noisy,rainy', '--out', str(tmp_path/'run'))
+    r = line('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '1', '-m', 'dtir_nb.launch',
+             'demo:tiny', '--set', 'team=ddp', '--set', 'width=4', '--set', 'enc=1,1', '--set',
+             'tasks=noisy,rainy', '--out', str(tmp_path/'run'))
     assert r.returncode == 0 and (tmp_path/'run/net.safetensors').exists(), r.stderr[-2000:]
 
 def test_the_command(tmp_path):
-    r = line('-m', 'dtir_nb.command', 'demo', '--scale', 'tiny', '--device', DEV, '--out', str(tmp_path/'demo')); assert r.returncode == 0, r.stderr[-2000:]
+    r = line('-m', 'dtir_nb.command', 'demo', '--scale', 'tiny', '--device', DEV, '--out',
+             str(tmp_path/'demo'))
+    assert r.returncode == 0, r.stderr[-2000:]

@@ -11,7 +11,8 @@ ENV = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
 
 def dtir(*args, stdin=b'', **kw):
     "The command; (return code, stdout, stderr)."
-    p = subprocess.run([sys.executable, '-m', 'dtir_nb.command', *map(str, args)], env=ENV, input=stdin, capture_output=True, **kw)
+    p = subprocess.run([sys.executable, '-m', 'dtir_nb.command', *map(str, args)], env=ENV, input=stdin,
+                       capture_output=True, **kw)
     err = p.stderr.decode()
     assert 'Traceback' not in err, err
     return p.returncode, p.stdout, err
@@ -21,7 +22,8 @@ def make_run(folder, **kw):
     import torch
     from dtir_nb.conditioning import seeded
     from dtir_nb.restoring import TimestepEstimator, build_net, save_restorer
-    spec = dict(backbone='NAFNet', args=dict(width=8, enc=[1], middle=1, dec=[1]), T=50, experts=dict(n=4, k=2))
+    spec = dict(backbone='NAFNet', args=dict(width=8, enc=[1], middle=1, dec=[1]), T=50,
+                experts=dict(n=4, k=2))
     with seeded(0):
         net, who = build_net(spec), TimestepEstimator(dict(noisy=6, rainy=2), 8)
         for n,p in net.named_parameters():
@@ -37,16 +39,23 @@ def shy(tmp_path_factory):
     "A restorer that takes everything for clean."
     return make_run(tmp_path_factory.mktemp('runs')/'b', leave=0.)
 
-def noise(w, h, mode='RGB'): return Image.fromarray(np.random.default_rng(0).integers(0, 256, (h, w, 3), np.uint8)).convert(mode)
+def noise(w, h, mode='RGB'):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (h, w, 3), np.uint8)).convert(mode)
 
 def chunk(kind, data): return struct.pack('>I', len(data))+kind+data+struct.pack('>I', zlib.crc32(kind+data))
 def header(w, h): return b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0))
 def film(path, *frames): frames[0].save(path, save_all=True, append_images=frames[1:])
 
 BAD = {  # name, how it is made, code
-    'bomb.png':    (lambda p: p.write_bytes(header(60000,60000)+chunk(b'IDAT', zlib.compress(bytes(999)))+chunk(b'IEND', b'')), 'E_TOO_LARGE'),
-    'big.png':     (lambda p: p.write_bytes(header(13000,12000)+chunk(b'IDAT', zlib.compress(bytes(999)))+chunk(b'IEND', b'')), 'E_TOO_LARGE'),
-    'comment.png': (lambda p: p.write_bytes(header(4,4)+chunk(b'zTXt', b'k\0\0'+zlib.compress(bytes(80_000_000)))+chunk(b'IDAT', zlib.compress(bytes(52)))+chunk(b'IEND', b'')), 'E_CORRUPT'),
+    'bomb.png':    (
+    lambda p: p.write_bytes(header(60000,60000)+chunk(b'IDAT', zlib.compress(bytes(999)))+chunk(b'IEND',
+                                b'')), 'E_TOO_LARGE'),
+    'big.png':     (
+    lambda p: p.write_bytes(header(13000,12000)+chunk(b'IDAT', zlib.compress(bytes(999)))+chunk(b'IEND',
+                                b'')), 'E_TOO_LARGE'),
+    'comment.png': (
+    lambda p: p.write_bytes(header(4,4)+chunk(b'zTXt', b'k\0\0'+zlib.compress(bytes(80_000_000)))+chunk(
+                                b'IDAT', zlib.compress(bytes(52)))+chunk(b'IEND', b'')), 'E_CORRUPT'),
     'archive.png': (lambda p: p.write_bytes(b'PK\3\4'+bytes(400)), 'E_NOT_IMAGE'),
     'empty.jpg':   (lambda p: p.touch(), 'E_EMPTY'),
     'text.jpg':    (lambda p: p.write_text('no picture'), 'E_NOT_IMAGE'),
@@ -59,7 +68,8 @@ BAD = {  # name, how it is made, code
     'pipe.png':    (lambda p: os.mkfifo(p), 'E_NOT_FILE'),
     'gone.png':    (lambda p: p.symlink_to('nowhere'), 'E_MISSING'),
 }
-GOOD = {'phone.jpg': (64,40), 'logo.png': (40,30), 'dot.png': (1,1), 'line.png': (20000,1), 'tower.png': (1,3000), 'grey.tif': (33,31), 'noname': (20,20)}
+GOOD = {'phone.jpg': (64,40), 'logo.png': (40,30), 'dot.png': (1,1), 'line.png': (20000,1),
+        'tower.png': (1,3000), 'grey.tif': (33,31), 'noname': (20,20)}
 
 @pytest.fixture
 def mixed(tmp_path):
@@ -69,7 +79,9 @@ def mixed(tmp_path):
     for n,size in GOOD.items():
         im = noise(*size, mode={'logo.png':'RGBA', 'grey.tif':'L'}.get(n, 'RGB'))
         im.save(d/n, **({'exif': exif} if n == 'phone.jpg' else {}), format='PNG' if n == 'noname' else None)
-    (d/'notes.txt').write_text('buy milk'); film(d/'film.gif', noise(9,9), noise(9,9).rotate(90)); (d/'.hidden').write_bytes(b'x')
+    (d/'notes.txt').write_text('buy milk')
+    film(d/'film.gif', noise(9,9), noise(9,9).rotate(90))
+    (d/'.hidden').write_bytes(b'x')
     return d
 
 @pytest.mark.parametrize('name', BAD)
@@ -83,14 +95,20 @@ def test_bad_files_are_named(name, tmp_path):
 
 @pytest.mark.parametrize('workers', [1, 2])
 def test_folder_of_everything(workers, mixed, run):
-    code, out, err = dtir('restore', mixed, '-o', mixed.parent/'out', '--run', run, '--task', 'rainy', '--workers', workers)
+    code, out, err = dtir('restore', mixed, '-o', mixed.parent/'out', '--run', run, '--task', 'rainy',
+                          '--workers', workers)
     text = out.decode(); assert code == 65, err
-    assert f'{len(GOOD)} restored, 0 clean already and copied, 2 skipped, {len(BAD)} refused' in text and f'rainy (t*=2): {len(GOOD)}' in text
+    assert (f'{len(GOOD)} restored, 0 clean already and copied, 2 skipped, {len(BAD)} refused' in text
+            and f'rainy (t*=2): {len(GOOD)}' in text)
     for n,(_,why) in BAD.items(): assert re.search(rf"refused 'sub/{re.escape(n)}': {why}", text), (n, text)
     assert "skipped 'notes.txt'" in text and "skipped 'film.gif'" in text and 'hidden' not in text
-    made = {p.relative_to(mixed.parent/'out').as_posix(): Image.open(p) for p in (mixed.parent/'out').rglob('*') if p.is_file()}
-    assert {n: im.size for n,im in made.items()} == {('noname.png' if n=='noname' else n): (s[::-1] if n=='phone.jpg' else s) for n,s in GOOD.items()}
-    assert np.array_equal(np.asarray(made['logo.png'])[...,3], np.asarray(Image.open(mixed/'logo.png'))[...,3])
+    made = {p.relative_to(mixed.parent/'out').as_posix(): Image.open(p)
+            for p in (mixed.parent/'out').rglob('*') if p.is_file()}
+    assert ({n: im.size for n,im in made.items()}
+            == {('noname.png' if n=='noname' else n): (s[::-1] if n=='phone.jpg' else s)
+                for n,s in GOOD.items()})
+    assert np.array_equal(np.asarray(made['logo.png'])[...,3],
+                          np.asarray(Image.open(mixed/'logo.png'))[...,3])
 
 def die(photo):
     "A restorer whose estimator kills its process on pictures of 20 pixels' width."
@@ -107,12 +125,14 @@ def test_a_dead_worker_is_replaced(tmp_path):
     from dtir_nb.restoring import restore_folder
     for i in range(6): noise(20 if i == 2 else 10, 10).save(tmp_path/f'{i}.png')
     done = restore_folder(tmp_path, tmp_path/'out', partial(die, None), workers=2)
-    assert [o.done for o in done] == ['restored','restored','refused','restored','restored','restored'] and 'E_CRASH' in done[2].why and '-9' in done[2].why
+    assert ([o.done for o in done] == ['restored','restored','refused','restored','restored','restored']
+            and 'E_CRASH' in done[2].why and '-9' in done[2].why)
 
 def test_clean_pictures_are_returned(shy, tmp_path):
     noise(40,30).save(tmp_path/'a.jpg')
     code, out, _ = dtir('restore', tmp_path/'a.jpg', '-o', tmp_path/'b.jpg', '--model', shy)
-    assert code == 0 and b'looks clean' in out and b'left as it is' in out and (tmp_path/'b.jpg').read_bytes() == (tmp_path/'a.jpg').read_bytes()
+    assert (code == 0 and b'looks clean' in out and b'left as it is' in out
+            and (tmp_path/'b.jpg').read_bytes() == (tmp_path/'a.jpg').read_bytes())
 
 def test_through_a_pipe(run, tmp_path):
     noise(40,30).save(tmp_path/'a.png')
@@ -124,16 +144,21 @@ def test_through_a_pipe(run, tmp_path):
 def test_options(run, tmp_path):
     noise(90,70).save(tmp_path/'a.png')
     results = {}
-    for name, more in dict(plain=(), tiles=('--tile',64), settled=('--tile',64,'--settle',3), whole=('--tile',0), ensemble=('--ensemble',), t=('--t',13)).items():
-        code, out, err = dtir('restore', tmp_path/'a.png', '-o', tmp_path/f'{name}.png', '--run', run, *(() if name=='t' else ('--task','rainy')), '--compare', *more)
+    for name, more in dict(plain=(), tiles=('--tile',64), settled=('--tile',64,'--settle',3),
+                           whole=('--tile',0), ensemble=('--ensemble',), t=('--t',13)).items():
+        code, out, err = dtir('restore', tmp_path/'a.png', '-o', tmp_path/f'{name}.png', '--run', run,
+                              *(() if name=='t' else ('--task','rainy')), '--compare', *more)
         assert code == 0, err
         results[name] = np.asarray(Image.open(tmp_path/f'{name}.png')).astype(int)
         assert Image.open(tmp_path/f'{name}_compare.png').size == (188,70)
     far = lambda a, b: abs(results[a]-results[b]).max()
-    assert far('plain','whole') == 0 and far('settled','whole') <= 1 and far('ensemble','whole') > 0 and far('t','whole') > 0
-    for more, words in ((('--task','muddy'),'muddy'), (('--t',51),'0..50'), (('--tile',40),'overlap'), (('--device','cuda'),'GPU')):
+    assert (far('plain','whole') == 0 and far('settled','whole') <= 1 and far('ensemble','whole') > 0
+            and far('t','whole') > 0)
+    for more, words in ((('--task','muddy'),'muddy'), (('--t',51),'0..50'), (('--tile',40),'overlap'),
+                        (('--device','cuda'),'GPU')):
         code, _, err = dtir('restore', tmp_path/'a.png', '-o', tmp_path/'x.png', '--run', run, *more)
-        assert (code, len(err.strip().splitlines())) == (2, 1) and words in err and not (tmp_path/'x.png').exists()
+        assert ((code, len(err.strip().splitlines())) == (2, 1) and words in err
+                and not (tmp_path/'x.png').exists())
 
 def test_sixteen_bits_survive(run, tmp_path):
     import tifffile
@@ -141,8 +166,10 @@ def test_sixteen_bits_survive(run, tmp_path):
     a = np.random.default_rng(1).integers(0, 65536, (40,50,3)).astype(np.uint16)
     tifffile.imwrite(tmp_path/'a.tif', a, photometric='rgb')
     for out in ('b.png', 'b.tif'):
-        code, _, err = dtir('restore', tmp_path/'a.tif', '-o', tmp_path/out, '--run', run, '--task', 'rainy'); assert code == 0, err
-    b, c = decode_image(str(tmp_path/'b.png'), ImageReadMode.UNCHANGED).permute(1,2,0).numpy(), tifffile.imread(tmp_path/'b.tif')
+        code, _, err = dtir('restore', tmp_path/'a.tif', '-o', tmp_path/out, '--run', run, '--task', 'rainy')
+        assert code == 0, err
+    b, c = (decode_image(str(tmp_path/'b.png'), ImageReadMode.UNCHANGED).permute(1,2,0).numpy(),
+            tifffile.imread(tmp_path/'b.tif'))
     assert b.dtype == np.uint16 and np.array_equal(b, c) and len(np.unique(b & 255)) > 200
 
 def test_export_of_a_run(run, tmp_path):
@@ -157,7 +184,9 @@ def test_export_to_onnx(run, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['net.onnx']
 
 def seconds(code):
-    t = time.perf_counter(); subprocess.run([sys.executable, '-c', code], env=ENV, check=True); return time.perf_counter()-t
+    t = time.perf_counter()
+    subprocess.run([sys.executable, '-c', code], env=ENV, check=True)
+    return time.perf_counter()-t
 
 @pytest.mark.long
 def test_starts_as_fast_as_torch(run):
@@ -181,8 +210,11 @@ sys.exit(code)'''
 def test_memory_of_24_megapixels(more, run, tmp_path):
     "Peak resident memory of the whole command, as the kernel counts it."
     side = np.linspace(0, 255, 6000, dtype=np.uint8)
-    Image.fromarray(np.stack([np.broadcast_to(side, (4000,6000)), np.broadcast_to(side[::-1], (4000,6000)), np.full((4000,6000), 99, np.uint8)], -1)).save(tmp_path/'big.jpg', quality=90)
-    p = subprocess.run([sys.executable, '-c', PEAK, 'restore', tmp_path/'big.jpg', '-o', tmp_path/'big.png', '--run', run, '--task', 'rainy', *more], env=ENV, capture_output=True, text=True)
+    Image.fromarray(
+        np.stack([np.broadcast_to(side, (4000,6000)), np.broadcast_to(side[::-1], (4000,6000)),
+                  np.full((4000,6000), 99, np.uint8)], -1)).save(tmp_path/'big.jpg', quality=90)
+    p = subprocess.run([sys.executable, '-c', PEAK, 'restore', tmp_path/'big.jpg', '-o', tmp_path/'big.png',
+                        '--run', run, '--task', 'rainy', *more], env=ENV, capture_output=True, text=True)
     assert p.returncode == 0, p.stderr
     peak = int(p.stdout.split()[-1]); print(f'{peak} MiB')
     assert peak*2**20 < 2e9 and Image.open(tmp_path/'big.png').size == (6000,4000)

@@ -16,8 +16,12 @@ def fault(k, *_):
 def main(run):
     patience = float(os.environ.get('PATIENCE', 30))
     init_workers(timeout=patience)
-    try: tr.fit(chaos.network(), chaos.stream, chaos.step, chaos.config(), run=run, reduce=exact(4, patience/2), after=[fault])
-    except tr.Preempted as e:   # leave with 0, or torchrun would start the workers again; the launcher reads the code
-        if os.environ['RANK'] == '0': (Path(run).parent/'status.json').write_text(json.dumps({'code': tr.exit_code(e), 'step': e.step}))
+    try:
+        tr.fit(chaos.network(), chaos.stream, chaos.step, chaos.config(), run=run,
+               reduce=exact(4, patience/2), after=[fault])
+    # leave with 0, or torchrun would start the workers again; the launcher reads the code
+    except tr.Preempted as e:
+        if os.environ['RANK'] == '0':
+            (Path(run).parent/'status.json').write_text(json.dumps({'code': tr.exit_code(e), 'step': e.step}))
 
 if __name__ == '__main__': main(sys.argv[1])

@@ -18,19 +18,26 @@ def check_readme():
     "Exit with a message unless README.md is current."
     index, out = cfg.nbs_path/'index.ipynb', root/'README.md'
     if not index.exists(): print('no nbs/index.ipynb, README.md not checked'); return
-    if out.read_text(encoding='utf-8') != readme(index): sys.exit('README.md is not what nbs/index.ipynb says: run python tools/build_docs.py --readme')
+    if out.read_text(encoding='utf-8') != readme(index):
+        sys.exit('README.md is not what nbs/index.ipynb says: run python tools/build_docs.py --readme')
     print('README.md is current')
 
 def write_readme():
     "README.md, if there is an index to make it from."
-    if (cfg.nbs_path/'index.ipynb').exists(): (root/'README.md').write_text(readme(cfg.nbs_path/'index.ipynb'), encoding='utf-8')
+    if (cfg.nbs_path/'index.ipynb').exists():
+        (root/'README.md').write_text(readme(cfg.nbs_path/'index.ipynb'), encoding='utf-8')
 
 def names_from_module(begin):
     "Let nbdev's documenting shell start with the names of the exported module."
     def begin_(self):
         begin(self)
-        exp = next((m[1] for c in self.nb.cells if (m := re.search(r'^#\|\s*default_exp\s+(\S+)', c.source or '', re.M))), None)
-        if exp and hasattr(self, 'k'): self.k.run_cell(f'import importlib; globals().update({{k: v for k,v in vars(importlib.import_module("{cfg.lib_path.name}.{exp}")).items() if k[:2] != "__"}})')
+        exp = next((m[1]
+                    for c in self.nb.cells
+                    if (m := re.search(r'^#\|\s*default_exp\s+(\S+)', c.source or '', re.M))), None)
+        if exp and hasattr(self, 'k'):
+            self.k.run_cell(f'import importlib; globals().update({{k: v for k,v in '
+                            f'vars(importlib.import_module("{cfg.lib_path.name}.{exp}")).items() if '
+                            f'k[:2] != "__"}})')
     return begin_
 
 def process():
@@ -51,7 +58,8 @@ def page_of(names):
 def symbols(pages):
     "{exported name: ['page.html#anchor', …]}, the notebooks of the method before the experiments, in their order."
     out = {}
-    for n in (n for _, ns in modules(cfg.lib_path) for n in ns if n.notebook in pages): out.setdefault(n.name, []).append(f'{pages[n.notebook]}#{n.anchor}')
+    for n in (n for _, ns in modules(cfg.lib_path) for n in ns if n.notebook in pages):
+        out.setdefault(n.name, []).append(f'{pages[n.notebook]}#{n.anchor}')
     return out
 
 def build_site(out, katex):
@@ -61,7 +69,8 @@ def build_site(out, katex):
     from docs_polish import polish, foreign
     from smalldocs.site import build
     src = root/'_site_src'
-    names = stage(process(), cfg.nbs_path, src, doc_url, f'{cfg.git_url}/blob/{cfg.branch}', source_urls(cfg.lib_path, cfg.git_url, cfg.branch))
+    names = stage(process(), cfg.nbs_path, src, doc_url, f'{cfg.git_url}/blob/{cfg.branch}',
+                  source_urls(cfg.lib_path, cfg.git_url, cfg.branch))
     pages = page_of(names)
     (src/'api.md').write_text(api_page(cfg.lib_path, names, cfg.git_url, cfg.branch), encoding='utf-8')
     write_nav(src, names)

@@ -24,7 +24,9 @@ CLAIM = re.compile(rf'(?<![\w.^_/{{]) *([-−+]?\d[\d,]*(?:\.\d+)?)\s*({UNIT})')
 
 def join(s): return ''.join(s) if isinstance(s, list) else (s or '')
 def cells(nb): return json.loads(nb.read_text(encoding='utf-8'))['cells']
-def pages(nbs): return {p.relative_to(nbs).as_posix(): p for p in sorted(nbs.rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts}
+def pages(nbs):
+    return {p.relative_to(nbs).as_posix(): p for p in sorted(nbs.rglob('*.ipynb'))
+            if '.ipynb_checkpoints' not in p.parts}
 
 def prose(text):
     "What a reader reads: no code, no addresses, TeX's spaces as spaces."
@@ -35,7 +37,8 @@ def prose(text):
 
 def claims(cs):
     "The claims of a page, as written: '3.7 ×'."
-    return list(dict.fromkeys(f'{m[1]} {m[2]}' for c in cs if c['cell_type'] == 'markdown' for m in CLAIM.finditer(prose(join(c['source'])))))
+    return list(dict.fromkeys(f'{m[1]} {m[2]}' for c in cs if c['cell_type'] == 'markdown'
+                              for m in CLAIM.finditer(prose(join(c['source'])))))
 
 def value(claim):
     "Its number, and half a unit of its last digit."
@@ -43,8 +46,10 @@ def value(claim):
     return float(n), .5*10**-len(n.partition('.')[2])
 
 # --- following a claim -----------------------------------------------------------------------------------------------------------------
-OPS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.Pow: operator.pow, ast.USub: operator.neg}
-CALLS = dict(max=max, min=min, abs=abs, sum=sum, len=len, sqrt=lambda v: v**.5, exp=lambda v: 2.718281828459045**v)
+OPS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+       ast.Pow: operator.pow, ast.USub: operator.neg}
+CALLS = dict(max=max, min=min, abs=abs, sum=sum, len=len, sqrt=lambda v: v**.5,
+             exp=lambda v: 2.718281828459045**v)
 
 def compute(expr, names=None):
     "Arithmetic on numbers and names; nothing else is understood."
@@ -53,7 +58,8 @@ def compute(expr, names=None):
         if isinstance(n, ast.Name) and n.id in (names or {}): return names[n.id]
         if isinstance(n, ast.BinOp) and type(n.op) in OPS: return OPS[type(n.op)](do(n.left), do(n.right))
         if isinstance(n, ast.UnaryOp) and type(n.op) in OPS: return OPS[type(n.op)](do(n.operand))
-        if isinstance(n, ast.Call) and getattr(n.func, 'id', '') in CALLS and not n.keywords: return CALLS[n.func.id](*map(do, n.args))
+        if isinstance(n, ast.Call) and getattr(n.func, 'id', '') in CALLS and not n.keywords:
+            return CALLS[n.func.id](*map(do, n.args))
         raise ValueError(f'not arithmetic: {ast.unparse(n)}')
     return do(ast.parse(expr.strip(), mode='eval').body)
 
@@ -66,7 +72,11 @@ def read(where, results):
 
 def shown(cs):
     "All numbers in the text outputs and in the tests of a page."
-    text = ' '.join(join(c['source']) for c in cs if c['cell_type'] == 'code' and re.search(r'^ *(assert|test_)', join(c['source']), re.M)) + ' ' + ' '.join(join(o.get('text')) + ' ' + ' '.join(join(v) for k,v in o.get('data', {}).items() if k.startswith('text/')) for c in cs if c['cell_type'] == 'code' for o in c.get('outputs', []))
+    text = (' '.join(join(c['source']) for c in cs if c['cell_type']
+                     == 'code' and re.search(r'^ *(assert|test_)', join(c['source']), re.M)) + ' '
+            + ' '.join(join(o.get('text')) + ' '
+                       + ' '.join(join(v) for k,v in o.get('data', {}).items() if k.startswith('text/'))
+                       for c in cs if c['cell_type'] == 'code' for o in c.get('outputs', [])))
     return [float(n.replace(',', '')) for n in re.findall(r'(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?', text)]
 
 def follow(claim, kind, source, cs, results):
@@ -77,17 +87,27 @@ def follow(claim, kind, source, cs, results):
     if kind == 'page': return None if any(map(close, shown(cs))) else 'no output or test of the page shows it'
     if kind not in ('derived', 'record'): return f'is of no known kind: {kind!r}'
     expr, *where = source.split(';')
-    try: w = compute(expr, {k.strip(): read(p.strip(), results) for k,_,p in (o.partition('=') for o in where)})
-    except (OSError, KeyError, IndexError, ValueError, SyntaxError, TypeError) as e: return f'cannot be followed: {type(e).__name__} {e}'
+    try:
+        w = compute(expr,
+                    {k.strip(): read(p.strip(), results) for k,_,p in (o.partition('=') for o in where)})
+    except (OSError, KeyError, IndexError, ValueError, SyntaxError, TypeError) as e:
+        return f'cannot be followed: {type(e).__name__} {e}'
     return None if close(w) else f'its source gives {w:g}'
 
 # --- slow cells ------------------------------------------------------------------------------------------------------------------------
 def sha(text): return hashlib.sha256(text.encode()).hexdigest()[:16]
 def slow(cs):
     "{id: what a slow cell said, and the hash of its source}."
-    def said(o): return join(o.get('text')) or (f"picture {sha(join(o['data'][k]))}" if (k := next((k for k in o.get('data', {}) if k.startswith('image/')), '')) else join(next((o['data'][k] for k in ('text/markdown', 'text/plain') if k in o.get('data', {})), '')))
-    return {c['id']: dict(source=sha(join(c['source'])), says=[said(o) for o in c.get('outputs', [])]) for c in cs
-            if c['cell_type'] == 'code' and re.search(r'^#\|\s*(slow|cuda)\b', join(c['source']), re.M) and c.get('outputs')}
+    def said(o):
+        return (join(o.get('text'))
+                or (f"picture {sha(join(o['data'][k]))}"
+                    if (k := next((k for k in o.get('data', {}) if k.startswith('image/')), ''))
+                    else join(next((o['data'][k] for k in ('text/markdown', 'text/plain')
+                                    if k in o.get('data', {})), ''))))
+    return {c['id']: dict(source=sha(join(c['source'])), says=[said(o) for o in c.get('outputs', [])])
+            for c in cs
+            if c['cell_type'] == 'code' and re.search(r'^#\|\s*(slow|cuda)\b', join(c['source']), re.M)
+            and c.get('outputs')}
 
 def keep(root=ROOT):
     "Write the outputs of slow cells into the results."
@@ -95,20 +115,27 @@ def keep(root=ROOT):
     for p in out.rglob('*.json'): p.unlink()
     for name, nb in pages(root/'nbs').items():
         if s := slow(cells(nb)):
-            p = out/f'{name.removesuffix(".ipynb")}.json'; p.parent.mkdir(exist_ok=True); p.write_text(json.dumps(s, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
+            p = out/f'{name.removesuffix(".ipynb")}.json'
+            p.parent.mkdir(exist_ok=True)
+            p.write_text(json.dumps(s, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
 
 # --- the card of the weights that ship -------------------------------------------------------------------------------------------------
 def card(root):
     "A gain on the card, `set +1.23 dB (pictures)`, against the record of the blind study; a set that the card leaves out."
-    table, text = read('blind/blind.json#result.table', root/'nbs/experiments/results'), (root/'dtir_nb/weights/card.md').read_text(encoding='utf-8')
-    says = {k: (g.replace('−', '-'), int(n)) for k,g,n in re.findall(r'(\w+) ([-−+]\d+\.\d+) dB \((\d+)\)', text)}
+    table, text = (read('blind/blind.json#result.table', root/'nbs/experiments/results'),
+                   (root/'dtir_nb/weights/card.md').read_text(encoding='utf-8'))
+    says = {k: (g.replace('−', '-'), int(n))
+            for k,g,n in re.findall(r'(\w+) ([-−+]\d+\.\d+) dB \((\d+)\)', text)}
     is_ = {k: (f"{v['gain']:+.2f}", v['n']) for k,v in table.items()}
-    return [f'card.md: {k} {says.get(k, "is not there")}, the record says {is_.get(k, "nothing")}' for k in sorted(says.keys() | is_.keys()) if says.get(k) != is_.get(k)]
+    return [f'card.md: {k} {says.get(k, "is not there")}, the record says {is_.get(k, "nothing")}'
+            for k in sorted(says.keys() | is_.keys()) if says.get(k) != is_.get(k)]
 
 # --- the check -------------------------------------------------------------------------------------------------------------------------
 def ledger(path):
     "Rows (page, claim, kind, source)."
-    with open(path, encoding='utf-8', newline='') as f: return [r for r in csv.reader(f, delimiter='\t', quoting=csv.QUOTE_NONE) if r and not r[0].startswith('#')]
+    with open(path, encoding='utf-8', newline='') as f:
+        return [r for r in csv.reader(f, delimiter='\t', quoting=csv.QUOTE_NONE) if r
+                and not r[0].startswith('#')]
 
 def check(root=ROOT):
     "What is wrong, one sentence each."
@@ -124,7 +151,9 @@ def check(root=ROOT):
     for name, cs in all_.items():
         p = results/'pages'/f'{name.removesuffix(".ipynb")}.json'
         was, now = json.loads(p.read_text(encoding='utf-8')) if p.exists() else {}, slow(cs)
-        bad += [f'{name}: the output of slow cell {i} is not the one in {p.relative_to(root)}: run the cell, then tools/check_numbers.py --keep' for i in sorted(was.keys() | now.keys()) if was.get(i) != now.get(i)]
+        bad += [f'{name}: the output of slow cell {i} is not the one in {p.relative_to(root)}: run the cell, '
+                f'then tools/check_numbers.py --keep' for i in sorted(was.keys() | now.keys())
+                if was.get(i) != now.get(i)]
     return bad
 
 def main():

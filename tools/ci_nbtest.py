@@ -8,12 +8,14 @@ from nbdev.doclinks import nbglob
 def test(nb):
     "Run one notebook with nbdev_test of this environment; (path, passed, seconds, output)."
     tool, t = Path(sys.executable).with_name('nbdev_test'), time.time()
-    p = subprocess.run([tool, '--path', nb, '--n_workers', '1', '--do_print'], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    p = subprocess.run([tool, '--path', nb, '--n_workers', '1', '--do_print'], stdin=subprocess.DEVNULL,
+                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return nb, p.returncode == 0, time.time()-t, p.stdout
 
 def main(args):
     n = int(args.pop(args.index('--n_workers')+1)) if '--n_workers' in args else 2
-    nbs = [Path(a).absolute() for a in args if a != '--n_workers'] or sorted(nbglob(get_config().nbs_path, as_path=True))
+    nbs = ([Path(a).absolute() for a in args if a != '--n_workers']
+           or sorted(nbglob(get_config().nbs_path, as_path=True)))
     failed = []
     with ThreadPoolExecutor(n) as pool:
         for nb, ok, seconds, out in pool.map(test, nbs):

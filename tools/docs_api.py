@@ -22,7 +22,8 @@ class Name:
 def exported(tree):
     "The strings in `__all__`."
     for n in tree.body:
-        if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__': return ast.literal_eval(n.value)
+        if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__':
+            return ast.literal_eval(n.value)
     return []
 
 def signature(node):
@@ -33,7 +34,8 @@ def signature(node):
         return '(' + ', '.join(n.target.id for n in node.body if isinstance(n, ast.AnnAssign)) + ')'
     a = node.args
     pos = [x.arg for x in a.posonlyargs + a.args]
-    pos = [p + (f'={ast.unparse(d)}' if d else '') for p,d in zip(pos, [None]*(len(pos)-len(a.defaults)) + a.defaults)]
+    pos = [p + (f'={ast.unparse(d)}' if d else '')
+           for p,d in zip(pos, [None]*(len(pos)-len(a.defaults)) + a.defaults)]
     if a.vararg: pos.append('*' + a.vararg.arg)
     elif a.kwonlyargs: pos.append('*')
     pos += [x.arg + (f'={ast.unparse(d)}' if d else '') for x,d in zip(a.kwonlyargs, a.kw_defaults)]
@@ -42,8 +44,10 @@ def signature(node):
 
 def targets(node):
     "The names that an assignment binds."
-    ts = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return [e.id for t in ts for e in (t.elts if isinstance(t, ast.Tuple) else [t]) if isinstance(e, ast.Name)]
+    ts = (node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign)
+          else [])
+    return [e.id for t in ts for e in (t.elts if isinstance(t, ast.Tuple) else [t])
+            if isinstance(e, ast.Name)]
 
 def names_of(path):
     "Every exported name of one generated module, in the order of its source."
@@ -55,7 +59,8 @@ def names_of(path):
         here = dict(module=Path(path).stem, notebook=nb[1], line=n.lineno)
         if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name in public:
             doc = (ast.get_docstring(n) or '').split('\n\n')[0]
-            out.append(Name(n.name, 'class' if isinstance(n, ast.ClassDef) else 'def', signature(n), doc, **here))
+            out.append(Name(n.name, 'class' if isinstance(n, ast.ClassDef) else 'def', signature(n),
+                            doc, **here))
         else: out += [Name(t, 'constant', '', '', **here) for t in targets(n) if t in public]
     return out
 
@@ -66,19 +71,24 @@ def modules(lib):
 
 def source_urls(lib, git_url, branch):
     "{(notebook, name): address of its line}, for the exported names of a package; two modules may export one name."
-    return {(n.notebook, n.name): f'{git_url}/blob/{branch}/{p.relative_to(Path(lib).parent).as_posix()}#L{n.line}' for p, ns in modules(lib) for n in ns}
+    return {(n.notebook,
+             n.name): f'{git_url}/blob/{branch}/{p.relative_to(Path(lib).parent).as_posix()}#L{n.line}'
+            for p, ns in modules(lib) for n in ns}
 
 def escape(s): return s.replace('|', '\\|').replace('\n', ' ')
 
 def api_page(lib, page_of, git_url, branch):
     "The page *API*: each module, and each name with its call, its promise and its source."
-    out = ['---\ntitle: API\ndescription: Every exported name, with the way to call it. The name leads to its explanation, with the meaning, shape and unit of each argument.\n---\n']
+    out = ['---\ntitle: API\ndescription: Every exported name, with the way to call it. The name leads to '
+           'its explanation, with the meaning, shape and unit of each argument.\n---\n']
     for path, ns in modules(lib):
         rel = path.relative_to(Path(lib).parent).as_posix()
         page = page_of.get(ns[0].notebook)
-        out.append(f'## {rel[:-3].replace("/", ".")}\n\n[Explained and tested here]({page}) · [module]({git_url}/blob/{branch}/{rel})\n\n| call | what it does | |\n|---|---|---|')
+        out.append(f'## {rel[:-3].replace("/", ".")}\n\n[Explained and tested here]({page}) · '
+                   f'[module]({git_url}/blob/{branch}/{rel})\n\n| call | what it does | |\n|---|---|---|')
         for n in ns:
             link = f'[`{n.name}`]({page}#{n.anchor})' + (f'`{n.signature}`{{.nolink}}' if n.signature else '')
-            out.append(f'| {escape(link)} | {escape(n.doc)} | [source]({git_url}/blob/{branch}/{rel}#L{n.line}) |')
+            out.append(f'| {escape(link)} | {escape(n.doc)} | '
+                       f'[source]({git_url}/blob/{branch}/{rel}#L{n.line}) |')
         out.append('')
     return '\n'.join(out)

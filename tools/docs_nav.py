@@ -19,7 +19,8 @@ def sections(names, dst):
     def pick(test): return [entry(dst, nb, page) for nb, page in sorted(names.items()) if test(nb)]
     def under(folder): return lambda nb: nb.startswith(folder + '/')
     start = [entry(dst, nb, names[nb]) for nb in ('index.ipynb', 'how_to_read.ipynb') if nb in names]
-    lens  = [entry(dst, nb, names[nb]) for nb in ('score_view.ipynb', 'between_the_lines.ipynb') if nb in names]
+    lens  = [entry(dst, nb, names[nb]) for nb in ('score_view.ipynb', 'between_the_lines.ipynb')
+             if nb in names]
     numbered = pick(lambda nb: re.match(r'\d\d\w?_', nb))
     known = {'index.ipynb', 'how_to_read.ipynb', 'score_view.ipynb', 'between_the_lines.ipynb'}
     other = pick(lambda nb: '/' not in nb and not re.match(r'\d\d\w?_', nb) and nb not in known)
@@ -31,8 +32,10 @@ def write_nav(dst, names):
     "Put the sections into the staged `sidebar.yml` and their first pages into the bar at the top."
     secs = sections(names, dst)
     bar = [dict(section=k, contents=v) for k,v in secs.items()]
-    (dst/'sidebar.yml').write_text(yaml.safe_dump(dict(website=dict(sidebar=dict(contents=bar))), sort_keys=False, allow_unicode=True), encoding='utf-8')
+    (dst/'sidebar.yml').write_text(yaml.safe_dump(dict(website=dict(sidebar=dict(contents=bar))),
+                                                  sort_keys=False, allow_unicode=True), encoding='utf-8')
     q = dst/'_quarto.yml'
     cfg = yaml.safe_load(q.read_text(encoding='utf-8'))
-    cfg['website']['navbar']['left'] = [dict(text=k, href=v[0]['href']) for k,v in secs.items() if k != 'Start']
+    cfg['website']['navbar']['left'] = [dict(text=k, href=v[0]['href'])
+                                        for k,v in secs.items() if k != 'Start']
     q.write_text(yaml.safe_dump(cfg, sort_keys=False, allow_unicode=True), encoding='utf-8')

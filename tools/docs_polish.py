@@ -23,14 +23,17 @@ def link_names(text, symbols, here, up):
         if re.match(r'<(?:a|pre|h\d|summary|title)\b', tok): depth += 1
         elif re.match(r'</(?:a|pre|h\d|summary|title)>', tok): depth -= 1
         elif depth == 0 and (m := re.fullmatch(r'<code>([\w.]+)(?:\(\))?</code>', tok)) and m[1] in symbols:
-            page, anchor = next((s for s in symbols[m[1]] if s.split('#')[0] == here), symbols[m[1]][0]).split('#')   # of two such names the one on this page, else the first
+            # of two such names the one on this page, else the first
+            page, anchor = next((s for s in symbols[m[1]] if s.split('#')[0] == here),
+                                symbols[m[1]][0]).split('#')
             tok = f'<a class="name" href="{"" if page == here else up + page}#{anchor}">{tok}</a>'
         out.append(tok)
     return ''.join(out)
 
 def plain_names(text):
     "Links that nbdev wrote into the comments of signatures, where they would be read as they are written: only the names stay."
-    return re.sub(r'<span class="co">.*?</span>', lambda m: re.sub(r'\[(`[\w.]+`)\]\([^)\s]*\)', r'\1', m[0]), text)
+    return re.sub(r'<span class="co">.*?</span>', lambda m: re.sub(r'\[(`[\w.]+`)\]\([^)\s]*\)', r'\1', m[0]),
+                  text)
 
 def clean(s): return html.unescape(re.sub(r'\s+', ' ', re.sub(r'<[^>]+>', '', s))).strip()
 
@@ -42,7 +45,8 @@ def plot_title(listing):
 def describe_pictures(text, symbols=()):
     "Pictures without a description get the title of the plot, or the heading they stand under; a name from `symbols` is no heading."
     out, heading, listing = [], '', ''
-    for tok in re.split(r'(<h[1-4]\b.*?</h[1-4]>|<div id="cell-[^"]*" class="cell">|<pre class="sourceCode.*?</pre>|<img\b[^>]*>)', text, flags=re.S):
+    for tok in re.split(r'(<h[1-4]\b.*?</h[1-4]>|<div id="cell-[^"]*" class="cell">|<pre '
+                        r'class="sourceCode.*?</pre>|<img\b[^>]*>)', text, flags=re.S):
         if re.match(r'<h[1-4]', tok): heading = heading if clean(tok) in symbols else clean(tok)
         elif tok.startswith('<div id="cell-'): listing = ''
         elif tok.startswith('<pre class="sourceCode'): listing = tok
@@ -54,8 +58,10 @@ def describe_pictures(text, symbols=()):
 
 def label_controls(text):
     "Names for what assistive technology would otherwise read out as a bare symbol."
-    text = text.replace('class="code-copy-button"><i', 'class="code-copy-button" aria-label="Copy to clipboard"><i')
-    text = text.replace('<nav class="quarto-secondary-nav">', '<nav class="quarto-secondary-nav" aria-label="Where you are">')
+    text = text.replace('class="code-copy-button"><i', 'class="code-copy-button" aria-label="Copy to '
+                        'clipboard"><i')
+    text = text.replace('<nav class="quarto-secondary-nav">',
+                        '<nav class="quarto-secondary-nav" aria-label="Where you are">')
     text = text.replace('<nav id="quarto-sidebar"', '<nav id="quarto-sidebar" aria-label="Pages"', 1)
     return re.sub(r'<nav id="TOC"', '<nav id="TOC" aria-label="On this page"', text, count=1)
 
@@ -81,5 +87,6 @@ def polish(site, katex, symbols):
 def foreign(site):
     "What a browser would fetch from another host."
     pat = r'<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)="(https?://[^"]+)"'
-    return sorted({u for h in site.rglob('*.html') for tag in re.finditer(pat, h.read_text(encoding='utf-8')) for u in [tag[1]]
+    return sorted({u for h in site.rglob('*.html') for tag in re.finditer(pat, h.read_text(encoding='utf-8'))
+                   for u in [tag[1]]
                    if 'rel="canonical"' not in tag[0]})

@@ -26,8 +26,10 @@ def code(cell):
     flags = dict(re.findall(r'^#\|\s*([\w-]+):?\s*(.*)$', src, re.M))
     if flags.keys() & {'hide', 'default_exp', 'export', 'exports', 'exporti'}: return []
     body = re.sub(r'^#\|.*\n?', '', src, flags=re.M).strip()
-    shown = [] if flags.get('echo') == 'false' or 'hide_input' in flags or not body else [f'```python\n{body}\n```']
-    return shown + ([] if flags.get('output') == 'false' or 'hide_output' in flags else [output(o) for o in cell.get('outputs', [])])
+    shown = ([] if flags.get('echo') == 'false' or 'hide_input' in flags or not body
+             else [f'```python\n{body}\n```'])
+    return shown + ([] if flags.get('output') == 'false' or 'hide_output' in flags
+                    else [output(o) for o in cell.get('outputs', [])])
 
 def readme(index):
     "The text of README.md."

@@ -42,14 +42,16 @@ def number_figures(cells):
         m = re.search(r'^#\|\s*label:\s*(fig-[\w-]+)', src, re.M)
         if c['cell_type'] != 'code' or not m: continue
         figs[m[1]] = n = len(figs)+1
-        c['source'] = re.sub(r'^(#\|\s*fig-cap:\s*)"?(.*?)"?$', lambda k: f'{k[1]}"Figure {n}: {k[2]}"', src, flags=re.M)
+        c['source'] = re.sub(r'^(#\|\s*fig-cap:\s*)"?(.*?)"?$', lambda k: f'{k[1]}"Figure {n}: {k[2]}"',
+                             src, flags=re.M)
     return figs
 
 def prose(text, folder, names, doc_url, repo, figs):
     "A markdown cell, ready for the site."
     text = outside(relink(text, folder, names, doc_url), folder, repo)
     text = re.sub(r'(\]\([^)#\s]*#)([^)\s]+)\)', slug, text)
-    text = re.sub(r'@(fig-[\w-]+)', lambda m: f'[Figure {figs[m[1]]}](#{m[1]})' if m[1] in figs else m[0], text)
+    text = re.sub(r'@(fig-[\w-]+)', lambda m: f'[Figure {figs[m[1]]}](#{m[1]})' if m[1] in figs else m[0],
+                  text)
     align = r'(?<!\$\$\n)^\\begin\{align(\*?)\}(.*?)\\end\{align\1\}'
     return re.sub(align, r'$$\n\\begin{aligned}\2\\end{aligned}\n$$', text, flags=re.S|re.M)
 
@@ -58,7 +60,8 @@ def tidy(o, md):
     d = o.get('data', {})
     if 'text/markdown' in d: d['text/markdown'] = md(join(d['text/markdown']))
     if 'application/vnd.jupyter.widget-view+json' in d:
-        o['data'] = {'text/html': '<p class="widget-note"><em>An interactive widget: run this notebook in JupyterLab to use it.</em></p>'}
+        o['data'] = {'text/html': '<p class="widget-note"><em>An interactive widget: run this notebook in '
+                     'JupyterLab to use it.</em></p>'}
     if o.get('output_type') == 'stream':
         text = re.sub(r'\x1b\[[0-9;]*[A-Za-z]', '', join(o['text']))
         o['text'] = '\n'.join(l.split('\r')[-1] for l in text.split('\n')).strip('\n') + '\n'
@@ -66,11 +69,13 @@ def tidy(o, md):
 
 def defined(src):
     "Top-level names that a cell defines."
-    return re.findall(r'^(?:async def|def|class)\s+(\w+)', src, re.M) + re.findall(r'^([A-Za-z]\w*)\s*(?::[^=\n]+)?=(?!=)', src, re.M)
+    return (re.findall(r'^(?:async def|def|class)\s+(\w+)', src, re.M)
+            + re.findall(r'^([A-Za-z]\w*)\s*(?::[^=\n]+)?=(?!=)', src, re.M))
 
 def fields(src, name):
     "The head of a tuple or data class and its fields, as its source writes them, or None: nbdev shows `*args, **kwargs` of the one, and of several fields in a line gives the comment to the last."
-    m = re.search(rf'^((?:@dataclass.*\n)?class {name}(?:\(NamedTuple\))?:)\n((?:[ \t]+.*\n|\n)*)', src + '\n', re.M)
+    m = re.search(rf'^((?:@dataclass.*\n)?class {name}(?:\(NamedTuple\))?:)\n((?:[ \t]+.*\n|\n)*)',
+                  src + '\n', re.M)
     if not m or not (m[1].startswith('@') or 'NamedTuple' in m[1]): return None
     return [*m[1].splitlines(), *(l for l in m[2].splitlines() if re.match(r'    \w+\s*:\s*\S', l))]
 
@@ -79,7 +84,9 @@ def true_signature(cell, src, name):
     fs = fields(src, name)
     for o in cell.get('outputs', []) if fs else []:
         d = o.get('data', {})
-        if 'text/markdown' in d: d['text/markdown'] = re.sub(rf'def {name}\(\n.*?\n\)(?:->None)?:', lambda m: '\n'.join(fs), join(d['text/markdown']), count=1, flags=re.S)
+        if 'text/markdown' in d:
+            d['text/markdown'] = re.sub(rf'def {name}\(\n.*?\n\)(?:->None)?:', lambda m: '\n'.join(fs),
+                                        join(d['text/markdown']), count=1, flags=re.S)
 
 def true_doc(cell, urls, nb):
     "What nbdev cannot know of a name: the line of its source, that it says nothing of itself, that a function's address in memory is no default, and t*."
@@ -89,23 +96,30 @@ def true_doc(cell, urls, nb):
         if 'text/markdown' in d:
             t = join(d['text/markdown']).replace('*Call self as a function.*', '')
             t = re.sub(r'<function ([\w.<>]+) at 0x[0-9a-f]+>', r'\1', t)
-            head, fence, said = t.rpartition('```\n'); t = head + fence + re.sub(r'\bt\*(?=[\s,.:;)])', r't\\*', said)   # it would end the italics
-            d['text/markdown'] = re.sub(r'\(\S+#LNone\)', lambda a: f'({urls.get((nb, m[1]), a[0][1:-len("#LNone)")])})', t)
+            # it would end the italics
+            head, fence, said = t.rpartition('```\n')
+            t = head + fence + re.sub(r'\bt\*(?=[\s,.:;)])', r't\\*', said)
+            d['text/markdown'] = re.sub(r'\(\S+#LNone\)',
+                                        lambda a: f'({urls.get((nb, m[1]), a[0][1:-len("#LNone)")])})', t)
 
 def source_cell(src, shown, urls, nb=''):
     "The source of an exported cell as a markdown cell: folded under its signature, open if there is no signature; for `exports` cells, which nbdev shows itself, the anchors alone."
     body = re.sub(r'^#\|.*\n', '', src, flags=re.M).strip()
     names = defined(body)
     label = ', '.join(f'<code>{n}</code>' for n in names)
-    text = ''.join(f'<span id="{n.lower()}"></span>' for n in names if n not in shown and not n.startswith('_'))
+    text = ''.join(f'<span id="{n.lower()}"></span>' for n in names if n not in shown
+                   and not n.startswith('_'))
     if re.match(r'#\|\s*export\b', src):
-        link = next((f'<p class="file"><a href="{urls[nb, n]}">These lines in the module</a></p>\n\n' for n in names if (nb, n) in urls), '')
-        text += f'\n<details class="source"{"" if shown else " open"}><summary>Source of {label}</summary>\n\n```python\n{body}\n```\n\n{link}</details>'
+        link = next((f'<p class="file"><a href="{urls[nb, n]}">These lines in the module</a></p>\n\n'
+                     for n in names if (nb, n) in urls), '')
+        text += (f'\n<details class="source"{"" if shown else " open"}><summary>Source of '
+                 f'{label}</summary>\n\n```python\n{body}\n```\n\n{link}</details>')
     return dict(cell_type='markdown', metadata={'source': True}, source=text)
 
 def add_sources(cells, raw, urls={}, nb=''):
     "After the signatures of each exported cell put its source; nbdev leaves it out, and this book is about the source."
-    docs = {m[1]: i for i,c in enumerate(cells) if c['cell_type']=='code' and (m := re.search(r'^show_doc\((\w+)\)\s*$', join(c['source']), re.M))}
+    docs = {m[1]: i for i,c in enumerate(cells) if c['cell_type']=='code'
+            and (m := re.search(r'^show_doc\((\w+)\)\s*$', join(c['source']), re.M))}
     where = {c.get('id'): i for i,c in enumerate(cells)}
     at, after = 0, {}
     for c in raw:
@@ -130,7 +144,8 @@ def refresh(nbs_path, dst):
         nb, staged = read_nb(nbs_path/name), json.loads((dst/name).read_text(encoding='utf-8'))
         shell = CaptureShell(nbs_path/name)
         with working_directory(nbs_path): shell.run_all(nb, exc_stop=False)
-        if shell.exc: print(f'note: {name} did not run, its stored outputs are shown: {shell.exc!r}'); continue
+        if shell.exc:
+            print(f'note: {name} did not run, its stored outputs are shown: {shell.exc!r}'); continue
         new = {c.get('id'): c.get('outputs', []) for c in nb.cells}
         for c in staged['cells']:
             if c.get('outputs') and c.get('id') in new: c['outputs'] = [dict(o) for o in new[c['id']]]
@@ -141,13 +156,17 @@ def stage_nb(p, nb, raw, dst, names, doc_url, repo, urls):
     rel = p.relative_to(dst).as_posix()
     figs = number_figures(nb['cells'])
     def md(s): return prose(s, os.path.dirname(rel), names, doc_url, repo, figs)
-    if raw.exists(): nb['cells'] = add_sources(nb['cells'], json.loads(raw.read_text(encoding='utf-8'))['cells'], urls, rel)
+    if raw.exists():
+        nb['cells'] = add_sources(nb['cells'], json.loads(raw.read_text(encoding='utf-8'))['cells'], urls,
+                                  rel)
     for c in nb['cells']:
         if c['cell_type'] == 'markdown' and 'source' not in c['metadata']: c['source'] = md(join(c['source']))
         if c['cell_type'] == 'code':
-            true_doc(c, urls, rel); c['source'] = join(c['source']).replace('#| code-fold: show\n', '#| code-fold: true\n')
+            true_doc(c, urls, rel)
+            c['source'] = join(c['source']).replace('#| code-fold: show\n', '#| code-fold: true\n')
             c['outputs'] = [o for o in (tidy(o, md) for o in c.get('outputs', [])) if o]
-    nb['cells'][0]['source'] = re.sub(r"^(title: ')# ", r'\1', join(nb['cells'][0]['source']), flags=re.M)   # a title written '# # Title'
+    # a title written '# # Title'
+    nb['cells'][0]['source'] = re.sub(r"^(title: ')# ", r'\1', join(nb['cells'][0]['source']), flags=re.M)
     p.unlink()
     (dst/names[rel]).write_text(json.dumps(nb), encoding='utf-8')
 

@@ -18,7 +18,8 @@ def run(path, flags=''):
     directives = {c.id: (getattr(c, 'directives_', None) or {}) for c in parsed.cells if 'id' in c}
     def no_eval(c):
         d = directives.get(c.get('id'), {})
-        return (c.cell_type != 'code' or 'nbdev_export(' in c.source or d.get('eval:', [''])[0].lower() == 'false' or bool(skip & d.keys()))
+        return (c.cell_type != 'code' or 'nbdev_export(' in c.source or d.get('eval:', [''])[0].lower()
+                == 'false' or bool(skip & d.keys()))
     nb = read_nb(path)
     for c in nb.cells:
         if not no_eval(c): c['outputs'] = []     # what a cell no longer prints must not stay

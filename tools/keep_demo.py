@@ -18,7 +18,9 @@ def keep(run, root=ROOT):
     for name in ('scores.json', 'config.json'): (out/name).write_text((run/name).read_text())
     m, seconds = machine(), json.loads((run/'timing.json').read_text())['seconds']
     where = f"{m['cores']} cores ({m['cpu']}), torch {m['torch']}" + (f", {m['gpu']}" if m['gpu'] else '')
-    (out/'provenance.json').write_text(json.dumps(dict(commit=commit(), machine=where, seconds=seconds, photographs=len(photos('held_out'))), indent=1))
+    (out/'provenance.json').write_text(
+        json.dumps(dict(commit=commit(), machine=where, seconds=seconds, photographs=len(photos('held_out'))),
+                   indent=1))
 
 def pictures(task='noisy', root=ROOT):
     "A held-out photograph, degraded, and restored by the weights that ship, which are not told what is wrong with it."

@@ -14,35 +14,66 @@ __all__ = ['RIVALS', 'KINDS', 'REMEDIES', 'LAWS', 'ROWS', 'WIDE', 'STORED', 'tur
            'regressions', 'bench', 'again']
 
 # %% ../../nbs/experiments/benchmarks.ipynb #c44428a5
-import contextlib, copy, importlib.util, io, json, math, os, resource, shutil, statistics, subprocess, sys, tempfile, time, warnings
+import contextlib, copy, importlib.util, io, json, math, os, resource, shutil, statistics, subprocess, sys
+import tempfile, time, warnings
+
 from functools import partial
+
 from importlib.metadata import PackageNotFoundError, version
+
 from pathlib import Path
+
 from typing import NamedTuple
+
 import torch
+
 from torch import nn
+
 from torch.nn import functional as F
+
 from ..core import Batch, rng, save_image, to_uint8
+
 from ..schedule import at, cosine_schedule
+
 from ..backbones import LayerNorm2d, NAFBlock, NAFNet, count_macs, nafnet_small, simple_gate
+
 from ..unet import UNet
+
 from ..xrestormer import XRestormer
+
 from ..conditioning import Clocked, add_sites, seeded
+
 from ..data import Clean, Pairs, Synthetic, Mixture, embedded_photos, stream
+
+# %% ../../nbs/experiments/benchmarks.ipynb #54c440ce
 from ..degradations import TASKS, degrade
+
 from ..metrics import psnr, ssim
+
 from .. import checkpoints
+
 from ..moe import MoE
+
 from ..parallel import ddp, exact, fork_workers
+
 from ..training import FitConfig, everything, adam, fit, gradient_of
+
 from ..pretraining import gen_loss, pretrain_step
+
 from ..matching import match_curve, mse
+
 from ..importance import gen_loss_at, importance, noised
+
 from ..orthogonality import project
+
 from ..finetuning import FinetuneConfig, PLAIN, finetune_step, hold, Held
+
 from ..restoring import Restorer, pretrained
+
 from .data_speed import loop, supervise
+
 from .efficiency import dresses
+
 from .records import once
 
 # %% ../../nbs/experiments/benchmarks.ipynb #5e7f3785
@@ -57,7 +88,8 @@ def turns(
     for _ in range(rounds+warm):
         for k,f in units.items():
             t = clock(); r = f(); r = clock()-t if r is None else r
-            for suffix,v in (r if isinstance(r, dict) else {'': r}).items(): took.setdefault(k+suffix, []).append(float(v))
+            for suffix,v in (r if isinstance(r, dict) else {'': r}).items():
+                took.setdefault(k+suffix, []).append(float(v))
     return {k: v[warm:] for k,v in took.items()}
 
 # %% ../../nbs/experiments/benchmarks.ipynb #9bb1eb15
@@ -100,10 +132,12 @@ def values(
     "The ratio of each round, of the worst pair if the goal is about all."
     if goal.pick == 'worst':
         names = [k.removesuffix(' '+goal.over) for k in series if k.endswith(' '+goal.over)]
-        each = [values(goal._replace(over=f'{n} {goal.over}', under=f'{n} {goal.under}', pick=''), series) for n in names]
+        each = [values(goal._replace(over=f'{n} {goal.over}', under=f'{n} {goal.under}', pick=''), series)
+                for n in names]
         return max(each, key=lambda v: statistics.median(v)*(1 if goal.most else -1), default=[])
     if goal.over not in series or goal.under and goal.under not in series: return []
-    return series[goal.over] if goal.under is None else [a/b for a,b in zip(series[goal.over], series[goal.under])]
+    return (series[goal.over] if goal.under is None
+            else [a/b for a,b in zip(series[goal.over], series[goal.under])])
 
 # %% ../../nbs/experiments/benchmarks.ipynb #38810df1
 def have(*names)->bool:
@@ -114,8 +148,10 @@ def _version(n):
     try: return version(n)
     except PackageNotFoundError: return None
 
-RIVALS = {'diffusers': 'diffusers', 'denoising_diffusion_pytorch': 'denoising-diffusion-pytorch', 'accelerate': 'accelerate', 'pytorch_lightning': 'pytorch-lightning', 'avalanche': 'avalanche-lib',
-          'torchjd': 'torchjd', 'torchmetrics': 'torchmetrics', 'kornia': 'kornia', 'albumentations': 'albumentations', 'skimage': 'scikit-image', 'spandrel': 'spandrel'}   # import name -> package
+RIVALS = {'diffusers': 'diffusers', 'denoising_diffusion_pytorch': 'denoising-diffusion-pytorch',
+          'accelerate': 'accelerate', 'pytorch_lightning': 'pytorch-lightning', 'avalanche': 'avalanche-lib',
+          'torchjd': 'torchjd', 'torchmetrics': 'torchmetrics', 'kornia': 'kornia',
+          'albumentations': 'albumentations', 'skimage': 'scikit-image', 'spandrel': 'spandrel'}  # import name -> package
 
 def body(seed, build=nafnet_small, device='cpu'):
     "The network of most rows, with its clock; the same for everybody."
@@ -139,7 +175,8 @@ def crops(n, side, seed):
 @contextlib.contextmanager
 def quiet():
     "Whatever a rival prints, logs and draws."
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(
+        io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore'); yield
 
 # %% ../../nbs/experiments/benchmarks.ipynb #cfe1f03b
@@ -150,7 +187,8 @@ def step_seconds(
 )->dict:         # '': seconds per step by the wall clock; ' [thread]': seconds that the training thread computed
     "The mean time between two calls of `net` while `train` runs."
     calls = []
-    h = net.register_forward_pre_hook(lambda m, a: calls.append((time.perf_counter(), time.thread_time())) if m.training else None)
+    h = net.register_forward_pre_hook(lambda m, a: calls.append((time.perf_counter(), time.thread_time()))
+                                      if m.training else None)
     try:
         with quiet(): train()
     finally: h.remove()
@@ -164,8 +202,11 @@ def lucidrains(net, folder, steps, batch, side, out):
         channels = out_dim = 3; self_condition = False
         def __init__(self): super().__init__(); self.net = net
         def forward(self, x, t, x_self_cond=None): return self.net(x, t)
-    d = GaussianDiffusion(Theirs(), image_size=side, timesteps=net.T, beta_schedule='cosine', objective='pred_x0')
-    Trainer(d, folder, train_batch_size=batch, train_lr=1e-4, train_num_steps=steps, gradient_accumulate_every=1, ema_decay=.995, calculate_fid=False, save_and_sample_every=10**9, results_folder=out).train()
+    d = GaussianDiffusion(Theirs(), image_size=side, timesteps=net.T, beta_schedule='cosine',
+                          objective='pred_x0')
+    Trainer(d, folder, train_batch_size=batch, train_lr=1e-4, train_num_steps=steps,
+            gradient_accumulate_every=1, ema_decay=.995, calculate_fid=False, save_and_sample_every=10**9,
+            results_folder=out).train()
 
 # %% ../../nbs/experiments/benchmarks.ipynb #8d9f9928
 def hugging_face(net, folder, steps, batch, side, out):
@@ -176,10 +217,13 @@ def hugging_face(net, folder, steps, batch, side, out):
     from PIL import Image
     from torchvision import transforms as T
     from tqdm.auto import tqdm
-    look = T.Compose([T.Resize((side, side)), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize([.5], [.5])])
+    look = T.Compose([T.Resize((side, side)), T.RandomHorizontalFlip(), T.ToTensor(),
+                      T.Normalize([.5], [.5])])
     paths = sorted(Path(folder).glob('*.png')); get = lambda k: look(Image.open(paths[k]).convert('RGB'))
-    data = torch.utils.data.DataLoader([k for k in range(len(paths))], batch_size=batch, shuffle=True, collate_fn=lambda ks: torch.stack([get(k) for k in ks]))
-    noise_scheduler, acc = DDPMScheduler(num_train_timesteps=net.T), Accelerator(gradient_accumulation_steps=1)
+    data = torch.utils.data.DataLoader([k for k in range(len(paths))], batch_size=batch, shuffle=True,
+                                       collate_fn=lambda ks: torch.stack([get(k) for k in ks]))
+    noise_scheduler, acc = (DDPMScheduler(num_train_timesteps=net.T),
+                            Accelerator(gradient_accumulation_steps=1))
     opt = torch.optim.AdamW(net.parameters(), lr=1e-4); sched = get_cosine_schedule_with_warmup(opt, 0, steps)
     model, opt, data, sched = acc.prepare(net, opt, data, sched); bar = tqdm(total=steps); model.train()
     while bar.n < steps:
@@ -187,8 +231,11 @@ def hugging_face(net, folder, steps, batch, side, out):
             if bar.n >= steps: break
             _hf_step(model, x, opt, sched, acc, noise_scheduler, bar)
 
+# %% ../../nbs/experiments/benchmarks.ipynb #d9f19fab
 def _hf_step(model, x, opt, sched, acc, noise_scheduler, bar):
-    noise = torch.randn(x.shape, device=x.device); t = torch.randint(0, noise_scheduler.config.num_train_timesteps, (x.shape[0],), device=x.device, dtype=torch.int64)
+    noise = torch.randn(x.shape, device=x.device)
+    t = torch.randint(0, noise_scheduler.config.num_train_timesteps, (x.shape[0],), device=x.device,
+                      dtype=torch.int64)
     with acc.accumulate(model):
         loss = F.mse_loss(model(noise_scheduler.add_noise(x, noise, t), t), noise); acc.backward(loss)
         if acc.sync_gradients: acc.clip_grad_norm_(model.parameters(), 1.)
@@ -198,7 +245,8 @@ def _hf_step(model, x, opt, sched, acc, noise_scheduler, bar):
 # %% ../../nbs/experiments/benchmarks.ipynb #6ce31ae3
 def ours_pre(net, folder, steps, batch, side, out, ema=.999):
     "Notebook 09: `fit` with `pretrain_step`, its average included."
-    fit(net, stream(Clean(folder, patch=side, bad='trust'), batch=batch), pretrain_step, FitConfig(steps=steps, lr=1e-4, ema=ema, progress=True))
+    fit(net, stream(Clean(folder, patch=side, bad='trust'), batch=batch), pretrain_step,
+        FitConfig(steps=steps, lr=1e-4, ema=ema, progress=True))
 
 def pre_loops():
     "Name -> loop: ours, and those of the rivals that are installed."
@@ -212,7 +260,10 @@ def pretraining(rounds, seed, steps=8, batch=16, side=64, build=nafnet_small, de
     with tempfile.TemporaryDirectory() as d:
         (Path(d)/'in').mkdir()
         for i,x in enumerate(crops(enough(steps, batch), side, seed)): save_image(x, Path(d)/f'in/{i:03}.png')
-        def unit(f): net = body(seed, build, device).train(); return step_seconds(net, lambda: f(net, str(Path(d)/'in'), steps, batch, side, str(Path(d)/'out')))
+        def unit(f):
+            net = body(seed, build, device).train()
+            return step_seconds(net,
+                                lambda: f(net, str(Path(d)/'in'), steps, batch, side, str(Path(d)/'out')))
         return dict(series=turns({k: partial(unit, f) for k,f in (loops or pre_loops()).items()}, rounds))
 
 # %% ../../nbs/experiments/benchmarks.ipynb #e0f68b0b
@@ -221,17 +272,25 @@ def lightning(net, y, x, steps, batch):
     import pytorch_lightning as pl
     class Task(pl.LightningModule):
         def __init__(self): super().__init__(); self.net = net
-        def training_step(self, b, i): loss = (self.net(b[0], 1)-b[1]).abs().mean(); self.log('loss', loss, prog_bar=True); return loss
+        def training_step(self, b, i):
+            loss = (self.net(b[0], 1)-b[1]).abs().mean(); self.log('loss', loss, prog_bar=True); return loss
         def configure_optimizers(self):
             opt = torch.optim.Adam(self.net.parameters(), lr=1e-4)
-            return dict(optimizer=opt, lr_scheduler=dict(scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps), interval='step'))
+            return dict(optimizer=opt,
+                        lr_scheduler=dict(scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps),
+                                          interval='step'))
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(y, x), batch_size=batch, shuffle=True)
-    with tempfile.TemporaryDirectory() as d: pl.Trainer(max_steps=steps, gradient_clip_val=1., logger=False, enable_checkpointing=False, enable_model_summary=False, default_root_dir=d).fit(Task(), data)
+    with tempfile.TemporaryDirectory() as d:
+        pl.Trainer(max_steps=steps, gradient_clip_val=1., logger=False, enable_checkpointing=False,
+                   enable_model_summary=False, default_root_dir=d).fit(Task(), data)
 
+# %% ../../nbs/experiments/benchmarks.ipynb #7c3f6ef4
 def accelerated(net, y, x, steps, batch):
     "The loop of accelerate's quick tour."
     from accelerate import Accelerator
-    acc = Accelerator(); opt = torch.optim.Adam(net.parameters(), lr=1e-4); sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
+    acc = Accelerator()
+    opt = torch.optim.Adam(net.parameters(), lr=1e-4)
+    sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(y, x), batch_size=batch, shuffle=True)
     net, opt, data, sched = acc.prepare(net, opt, data, sched); k = 0; net.train()
     while k < steps:
@@ -247,7 +306,8 @@ def restore_step(net, batch, gen, reduce):
 
 def ours_plain(net, y, x, steps, batch, ema=.999):
     "Notebook 08: `fit`."
-    fit(net, stream(Pairs(list(y), list(x), 'noisy', patch=x.shape[-1]), batch=batch), restore_step, FitConfig(steps=steps, lr=1e-4, ema=ema, progress=True))
+    fit(net, stream(Pairs(list(y), list(x), 'noisy', patch=x.shape[-1]), batch=batch), restore_step,
+        FitConfig(steps=steps, lr=1e-4, ema=ema, progress=True))
 
 def plain_loops():
     "Name -> loop: ours, and those of the rivals that are installed."
@@ -259,19 +319,26 @@ def plain_loops():
 def restoration(rounds, seed, steps=8, batch=16, side=64, build=nafnet_small, device='cpu', loops=None):
     "Seconds per step of plain restoration, by `loops`, or by all that there are."
     x = crops(enough(steps, batch), side, seed); y = degrade(x, 'noisy', rng(seed))[0]
-    def unit(f): net = body(seed, build, device).train(); return step_seconds(net, lambda: f(net, y, x, steps, batch))
+    def unit(f):
+        net = body(seed, build, device).train(); return step_seconds(net, lambda: f(net, y, x, steps, batch))
     return dict(series=turns({k: partial(unit, f) for k,f in (loops or plain_loops()).items()}, rounds))
 
 # %% ../../nbs/experiments/benchmarks.ipynb #af813be6
 def gef(rounds, seed, batch=16, side=64, period=5, build=nafnet_small, device='cpu'):
     "Seconds of a period of fine-tuning steps: plain, and in the three forms."
     net, photos = body(seed, build, device).train(), [p.image for p in embedded_photos('train')]
-    forms = dict(plain=PLAIN, projection=FinetuneConfig(project=True, lam_orth=0.), displaced=FinetuneConfig(), exact=FinetuneConfig(eps=0.))
-    draw = stream(Synthetic(photos, 'noisy', patch=side), batch=batch, seed=seed, clean=Clean(photos, patch=side), mix=.1, clump=2, ahead=0)
-    batches, held, ps = [draw(k).to(device) for k in range(period)], hold(net, Clean(photos, patch=side), FinetuneConfig(samples=8), seed), list(net.parameters())
+    forms = dict(plain=PLAIN, projection=FinetuneConfig(project=True, lam_orth=0.),
+                 displaced=FinetuneConfig(), exact=FinetuneConfig(eps=0.))
+    draw = stream(Synthetic(photos, 'noisy', patch=side), batch=batch, seed=seed,
+                  clean=Clean(photos, patch=side), mix=.1, clump=2, ahead=0)
+    batches, held, ps = [draw(k).to(device) for k in range(period)], hold(net, Clean(photos, patch=side),
+        FinetuneConfig(samples=8), seed), list(net.parameters())
     def unit(cfg):
-        for k,b in enumerate(batches): gradient_of(finetune_step(net, b, rng(seed, k, device=device), None, t_star=9, cfg=cfg, held=held), ps)
-    return dict(series=turns({k: partial(unit, c) for k,c in forms.items()}, rounds, clock=clock(device)), clean=[0 if b.clean is None else len(b.clean) for b in batches])
+        for k,b in enumerate(batches):
+            gradient_of(finetune_step(net, b, rng(seed, k, device=device), None, t_star=9, cfg=cfg,
+                                      held=held), ps)
+    return dict(series=turns({k: partial(unit, c) for k,c in forms.items()}, rounds, clock=clock(device)),
+                clean=[0 if b.clean is None else len(b.clean) for b in batches])
 
 # %% ../../nbs/experiments/benchmarks.ipynb #216e303c
 class _Packed(nn.Module):
@@ -282,7 +349,8 @@ class _Packed(nn.Module):
 def avalanche_importance(net, x, t, eps):
     "Avalanche's own loop over samples."
     with quiet(): from avalanche.training.plugins import EWCPlugin
-    s = at(net.levels, t, x); v = torch.cat([x+s*eps, t[:,None,None,None].float().expand(-1, 1, *x.shape[2:])], 1)
+    s = at(net.levels, t, x)
+    v = torch.cat([x+s*eps, t[:,None,None,None].float().expand(-1, 1, *x.shape[2:])], 1)
     data = [(a, b, 0) for a,b in zip(v, x/s)]; opt = torch.optim.SGD(net.parameters(), lr=.1)
     return EWCPlugin(1.).compute_importances(_Packed(net), F.mse_loss, opt, data, x.device, 1)
 
@@ -297,21 +365,33 @@ def single_importance(net, x, t, eps):
 # %% ../../nbs/experiments/benchmarks.ipynb #e26bd409
 def importances(rounds, seed, n=16, side=64, build=nafnet_small, device='cpu'):
     "Seconds to find the importance of every weight from `n` samples."
-    net = body(seed, build, device).eval(); s = noised(crops(n, side, seed).to(device), net.schedule, rng(seed, 'noise', device=device)); loss = gen_loss_at(net.schedule)
-    units = {'ours': lambda: importance(loss, net, s), 'ours, vmap of 8': lambda: importance(loss, net, s, chunk=8), 'N backward passes': lambda: single_importance(net, *s)}
+    net = body(seed, build, device).eval()
+    s = noised(crops(n, side, seed).to(device), net.schedule, rng(seed, 'noise', device=device))
+    loss = gen_loss_at(net.schedule)
+    units = {'ours': lambda: importance(loss, net, s),
+             'ours, vmap of 8': lambda: importance(loss, net, s, chunk=8),
+             'N backward passes': lambda: single_importance(net, *s)}
     if have('avalanche'): units['Avalanche'] = lambda: avalanche_importance(net, *s)
     mine, extra = importance(loss, net, s).I2, {}
-    far = lambda other: max(((a-b).norm()/a.norm().clamp(min=1e-20)).item() for a,b in zip(mine.values(), other))
-    extra['differs'] = {'N backward passes': far(single_importance(net, *s))} | ({'Avalanche': far([v.data for v in avalanche_importance(net, *s).values()])} if have('avalanche') else {})
-    return dict(series=turns({k: (lambda f=f: (f(), None)[1]) for k,f in units.items()}, rounds, clock=clock(device)), **extra)
+    far = lambda other: max(((a-b).norm()/a.norm().clamp(min=1e-20)).item()
+                            for a,b in zip(mine.values(), other))
+    extra['differs'] = ({'N backward passes': far(single_importance(net, *s))}
+                        | ({'Avalanche': far([v.data for v in avalanche_importance(net, *s).values()])}
+                           if have('avalanche') else {}))
+    return dict(series=turns({k: (lambda f=f: (f(), None)[1]) for k,f in units.items()}, rounds,
+                             clock=clock(device)), **extra)
 
 # %% ../../nbs/experiments/benchmarks.ipynb #28d90297
 def surgery(rounds, seed, batch=8, side=64, build=nafnet_small, device='cpu'):
     "Seconds from two losses to one gradient without conflict."
-    net, x = body(seed, build, device).train(), crops(batch, side, seed).to(device); y = degrade(x, 'noisy', rng(seed))[0]; ps = list(net.parameters())
+    net, x = body(seed, build, device).train(), crops(batch, side, seed).to(device)
+    y = degrade(x, 'noisy', rng(seed))[0]
+    ps = list(net.parameters())
     def losses(): return gen_loss(net, x, rng(seed, 'gen', device=device)).mean(), (net(y, 9)-x).abs().mean()
     def mine():
-        for p,a,b in zip(ps, *(lambda g, r: (project(g, r), r))(*[torch.autograd.grad(l, ps) for l in losses()])): p.grad = a+b
+        for p,a,b in zip(ps,
+                         *(lambda g, r: (project(g, r), r))(*[torch.autograd.grad(l, ps) for l in losses()])):
+            p.grad = a+b
     def backward():
         net.zero_grad(); sum(losses()).backward()
     units = {'ours': mine, 'plain sum': backward}
@@ -319,38 +399,51 @@ def surgery(rounds, seed, batch=8, side=64, build=nafnet_small, device='cpu'):
         from torchjd.autojac import backward as jac_backward, jac_to_grad
         from torchjd.aggregation import PCGrad
         def theirs(**kw): net.zero_grad(); jac_backward(list(losses()), **kw); jac_to_grad(ps, PCGrad())
-        units |= {'TorchJD': lambda: (theirs(), None)[1], 'TorchJD, one at a time': lambda: (theirs(parallel_chunk_size=1), None)[1]}
+        units |= {'TorchJD': lambda: (theirs(), None)[1],
+                  'TorchJD, one at a time': lambda: (theirs(parallel_chunk_size=1), None)[1]}
     return dict(series=turns(units, rounds, clock=clock(device)))
 
+# %% ../../nbs/experiments/benchmarks.ipynb #f0e89399
 def matching(rounds, seed, n=4, side=64, T=50, build=nafnet_small, device='cpu'):
     "Seconds of a matching curve: batched over steps, and one forward pass per step."
-    net, x = body(seed, build, device).eval(), crops(n, side, seed).to(device); y = degrade(x, 'noisy', rng(seed))[0]
+    net, x = body(seed, build, device).eval(), crops(n, side, seed).to(device)
+    y = degrade(x, 'noisy', rng(seed))[0]
     @torch.no_grad()
     def single(): return torch.stack([mse(net(y, t), x) for t in range(1, T+1)], 1)
     units = {'ours': lambda: match_curve(net, x, y, t_max=T), 'separate forwards': single}
     far = ((match_curve(net, x, y, t_max=T)-single())/single()).abs().max().item()
-    return dict(series=turns({k: (lambda f=f: (f(), None)[1]) for k,f in units.items()}, rounds, clock=clock(device)), differs=far)
+    return dict(series=turns({k: (lambda f=f: (f(), None)[1]) for k,f in units.items()}, rounds,
+                             clock=clock(device)), differs=far)
 
 # %% ../../nbs/experiments/benchmarks.ipynb #f0ee3ddd
 def foreign()->dict:
     "Four published networks as their authors size them, from spandrel."
     from spandrel.architectures import DnCNN, DRUNet, RetinexFormer, SwinIR
-    return {'DnCNN': DnCNN.DnCNN(in_nc=3, out_nc=3, nc=64, nb=20, act_mode='R'), 'DRUNet': DRUNet.DRUNet(in_nc=3, out_nc=3), 'Retinexformer': RetinexFormer.RetinexFormer(stage=1),
-            'SwinIR (light)': SwinIR.SwinIR(img_size=64, embed_dim=60, depths=[6]*4, num_heads=[6]*4, window_size=8, mlp_ratio=2., upscale=1, upsampler='', resi_connection='1conv')}
+    return {'DnCNN': DnCNN.DnCNN(in_nc=3, out_nc=3, nc=64, nb=20, act_mode='R'),
+            'DRUNet': DRUNet.DRUNet(in_nc=3, out_nc=3), 'Retinexformer': RetinexFormer.RetinexFormer(stage=1),
+            'SwinIR (light)': SwinIR.SwinIR(img_size=64, embed_dim=60, depths=[6]*4, num_heads=[6]*4,
+                                            window_size=8, mlp_ratio=2., upscale=1, upsampler='',
+                                            resi_connection='1conv')}
 
 def gpu_bytes(f, *args):
     "The largest number of bytes that `f(*args)` adds to what the GPU holds."
-    torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats(); was = torch.cuda.memory_allocated(); f(*args); return torch.cuda.max_memory_allocated()-was
+    torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats()
+    was = torch.cuda.memory_allocated(); f(*args)
+    return torch.cuda.max_memory_allocated()-was
 
+# %% ../../nbs/experiments/benchmarks.ipynb #8439710b
 @torch.no_grad()
 def inference(rounds, seed, side=128, device='cpu'):
     "Seconds of one picture through each backbone: bare, with clock, with clock and experts."
     x, out, sites, peak = torch.rand(1, 3, side, side, generator=rng(seed)).to(device), {}, {}, {}
-    makers = {'NAFNet (width 64)': lambda: NAFNet(64), 'U-Net': UNet, 'X-Restormer': XRestormer} | ({k: (lambda n=n: n) for k,n in foreign().items()} if have('spandrel') else {})
+    makers = ({'NAFNet (width 64)': lambda: NAFNet(64), 'U-Net': UNet, 'X-Restormer': XRestormer}
+              | ({k: (lambda n=n: n) for k,n in foreign().items()} if have('spandrel') else {}))
     for name,make in makers.items():
-        with seeded(seed, name), quiet(): nets = {k: v.eval().to(device) for k,v in dresses(make().eval()).items()}
+        with seeded(seed, name), quiet():
+            nets = {k: v.eval().to(device) for k,v in dresses(make().eval()).items()}
         sites[name] = len(nets['clock'].sites)
-        took = turns({k: (lambda f=f: (f(x, 5), None)[1]) for k,f in nets.items()}, rounds, clock=clock(device))
+        took = turns({k: (lambda f=f: (f(x, 5), None)[1]) for k,f in nets.items()}, rounds,
+                     clock=clock(device))
         out |= {f'{name} {k}': v for k,v in took.items()}
         if device == 'cuda': peak[name] = {k: gpu_bytes(f, x, 5) for k,f in nets.items()}
     return dict(series=out, sites=sites, peak=peak)
@@ -358,17 +451,23 @@ def inference(rounds, seed, side=128, device='cpu'):
 # %% ../../nbs/experiments/benchmarks.ipynb #b75da063
 def quality(rounds, seed, side=512, repeat=4):
     "Processor seconds of PSNR and SSIM of one colour picture; all with Wang's Gaussian window."
-    a = F.interpolate(crops(1, 256, seed), size=(side, side), mode='bicubic').clamp(0, 1); b = degrade(a, 'noisy', rng(seed))[0]
+    a = F.interpolate(crops(1, 256, seed), size=(side, side), mode='bicubic').clamp(0, 1)
+    b = degrade(a, 'noisy', rng(seed))[0]
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-    p, q = (v[0].permute(1, 2, 0).numpy() for v in (b, a)); kw = dict(data_range=1., channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
-    ask = {'ours': lambda: (psnr(b, a), ssim(b, a)), 'scikit-image': lambda: (peak_signal_noise_ratio(q, p, data_range=1.), structural_similarity(q, p, **kw))}
+    p, q = (v[0].permute(1, 2, 0).numpy() for v in (b, a))
+    kw = dict(data_range=1., channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    ask = {'ours': lambda: (psnr(b, a), ssim(b, a)),
+           'scikit-image': lambda: (peak_signal_noise_ratio(q, p, data_range=1.),
+                                    structural_similarity(q, p, **kw))}
     if have('torchmetrics'):
-        from torchmetrics.functional.image import peak_signal_noise_ratio as tp, structural_similarity_index_measure as ts
+        from torchmetrics.functional.image import (peak_signal_noise_ratio as tp,
+                                                   structural_similarity_index_measure as ts)
         ask['torchmetrics'] = lambda: (tp(b, a, data_range=1.), ts(b, a, data_range=1.))
     def unit(f):
         for _ in range(repeat): f()
     says = {k: [float(v) for v in f()] for k,f in ask.items()}
-    return dict(series=turns({k: partial(unit, f) for k,f in ask.items()}, rounds, clock=time.process_time), says=says)
+    return dict(series=turns({k: partial(unit, f) for k,f in ask.items()}, rounds, clock=time.process_time),
+                says=says)
 
 # %% ../../nbs/experiments/benchmarks.ipynb #5e531004
 def degrading(rounds, seed, n=16, side=128, repeat=4):
@@ -377,19 +476,29 @@ def degrading(rounds, seed, n=16, side=128, repeat=4):
     todo = {f'{t} ours': (lambda t=t: degrade(x, t, rng(seed))) for t in ('noisy', 'jpeg', 'blurry')}
     if have('kornia'):
         import kornia.augmentation as K
-        todo |= {f'{k} kornia': (lambda f=f: f(x)) for k,f in dict(noisy=K.RandomGaussianNoise(std=.2, p=1.), jpeg=K.RandomJPEG((8., 60.), p=1.), blurry=K.RandomMotionBlur((9, 31), 180., .5, p=1.)).items()}
+        todo |= {f'{k} kornia': (lambda f=f: f(x)) for k,f in dict(noisy=K.RandomGaussianNoise(std=.2, p=1.),
+                     jpeg=K.RandomJPEG((8., 60.), p=1.),
+                     blurry=K.RandomMotionBlur((9, 31), 180., .5, p=1.)).items()}
     if have('albumentations'):
         import albumentations as A
-        todo |= {f'{k} albumentations': (lambda f=f: [f(image=v)['image'] for v in im]) for k,f in dict(noisy=A.GaussNoise(std_range=(.05, .3), p=1.), jpeg=A.ImageCompression(quality_range=(8, 60), p=1.), blurry=A.MotionBlur(blur_limit=(9, 31), p=1.)).items()}
+        todo |= {f'{k} albumentations': (lambda f=f: [f(image=v)['image'] for v in im])
+                 for k,f in dict(noisy=A.GaussNoise(std_range=(.05, .3), p=1.),
+                                 jpeg=A.ImageCompression(quality_range=(8, 60), p=1.),
+                                 blurry=A.MotionBlur(blur_limit=(9, 31), p=1.)).items()}
     def unit(f):
         for _ in range(repeat): f()
-    with quiet(): return dict(series=turns({k: partial(unit, f) for k,f in todo.items()}, rounds, clock=time.process_time))
+    with quiet():
+        return dict(series=turns({k: partial(unit, f) for k,f in todo.items()}, rounds,
+                                 clock=time.process_time))
 
+# %% ../../nbs/experiments/benchmarks.ipynb #73d0b1ee
 def stalls(rounds, seed, steps=25):
     "Share of the training loop that waits for data, all ten degradations in turn: prepared four batches ahead, and not at all."
     photos = [p.image for p in embedded_photos('train')]
-    run = lambda ahead: loop(Mixture({t: Synthetic(photos, t, patch=48) for t in TASKS}), supervise, ahead, steps, seed)['share']
-    return dict(series=turns({'prepared ahead': partial(run, 4), 'not prepared': partial(run, 0)}, rounds, warm=0))
+    run = lambda ahead: loop(Mixture({t: Synthetic(photos, t, patch=48) for t in TASKS}), supervise, ahead,
+                             steps, seed)['share']
+    return dict(series=turns({'prepared ahead': partial(run, 4), 'not prepared': partial(run, 0)},
+                             rounds, warm=0))
 
 # %% ../../nbs/experiments/benchmarks.ipynb #09ab1a5e
 def _both_reducers(seed, steps, batch, side, rounds):
@@ -397,15 +506,25 @@ def _both_reducers(seed, steps, batch, side, rounds):
     torch.set_num_threads(1); x = crops(batch, side, seed); y = degrade(x, 'noisy', rng(seed))[0]
     draw = lambda k, shard=0, shards=1: Batch(x[shard::shards], y[shard::shards])
     def ours(team):
-        net = body(seed).train(); return step_seconds(net, lambda: fit(net, draw, restore_step, FitConfig(steps=steps, ema=0., progress=False), reduce=team))
+        net = body(seed).train()
+        return step_seconds(net,
+                            lambda: fit(net, draw, restore_step,
+                                        FitConfig(steps=steps, ema=0., progress=False), reduce=team))
     def torchs():
-        net = nn.parallel.DistributedDataParallel(body(seed).train()); opt = torch.optim.Adam(net.parameters(), lr=5e-5, fused=True); r = torch.distributed.get_rank()
+        net = nn.parallel.DistributedDataParallel(body(seed).train())
+        opt = torch.optim.Adam(net.parameters(), lr=5e-5, fused=True)
+        r = torch.distributed.get_rank()
         def train():
             for _ in range(steps):
-                opt.zero_grad(); restore_step(net, draw(0, r, 2), None, None)['loss'].backward(); nn.utils.clip_grad_norm_(net.parameters(), 1.); opt.step()
+                opt.zero_grad()
+                restore_step(net, draw(0, r, 2), None, None)['loss'].backward()
+                nn.utils.clip_grad_norm_(net.parameters(), 1.); opt.step()
         return step_seconds(net, train)
-    return {k: torch.tensor(v) for k,v in turns({'exact': lambda: ours(exact(2)), 'fast': lambda: ours(ddp()), 'DDP': torchs}, rounds).items()}
+    return {k: torch.tensor(v)
+            for k,v in turns({'exact': lambda: ours(exact(2)), 'fast': lambda: ours(ddp()), 'DDP': torchs},
+                             rounds).items()}
 
+# %% ../../nbs/experiments/benchmarks.ipynb #f788a34e
 def workers(rounds, seed, steps=10, batch=16, side=64):
     "Seconds per step of two workers on this machine."
     got = fork_workers(partial(_both_reducers, seed, steps, batch, side, rounds), 2, timeout=120)
@@ -415,17 +534,24 @@ def workers(rounds, seed, steps=10, batch=16, side=64):
 def checkpointing(rounds, seed, width=64):
     "Seconds that the loop is stopped by a checkpoint."
     with seeded(seed): net = NAFNet(width)
-    parts = everything(net, copy.deepcopy(net), adam(list(net.parameters()), FitConfig()), list(net.parameters())); step = iter(range(10**6))
+    parts = everything(net, copy.deepcopy(net), adam(list(net.parameters()), FitConfig()),
+                       list(net.parameters()))
+    step = iter(range(10**6))
     with tempfile.TemporaryDirectory(dir='.') as d:
         def plain(): torch.save(parts, Path(d)/'plain.pt')
         def synced():
             with open(Path(d)/'synced.pt', 'wb') as f: torch.save(parts, f); f.flush(); os.fsync(f.fileno())
-        units = {'torch.save': plain, 'torch.save, synchronised': synced, 'ours': lambda: (checkpoints.save_checkpoint(d, next(step), parts, {}), None)[1]}
+        units = {'torch.save': plain, 'torch.save, synchronised': synced,
+                 'ours': lambda: (checkpoints.save_checkpoint(d, next(step), parts, {}), None)[1]}
         if hasattr(checkpoints, 'Writer'):
             w = checkpoints.Writer()
-            def behind(): t = time.perf_counter(); w.save(Path(d)/'behind', next(step), parts, {}); t = time.perf_counter()-t; w.wait(); return t
+            def behind():
+                t = time.perf_counter()
+                w.save(Path(d)/'behind', next(step), parts, {})
+                t = time.perf_counter()-t; w.wait(); return t
             units['ours, in the background'] = behind
-        return dict(series=turns(units, rounds), bytes=sum(v.nbytes for p in parts.values() for v in p.values()))
+        return dict(series=turns(units, rounds),
+                    bytes=sum(v.nbytes for p in parts.values() for v in p.values()))
 
 # %% ../../nbs/experiments/benchmarks.ipynb #1516d79e
 _LARGE = """
@@ -439,52 +565,79 @@ print(peak_memory())
 
 def peak_memory()->float:
     "Bytes of memory that this process held at most. (`ru_maxrss` would do where there is no /proc, but a child inherits its parent's.)"
-    try: return 1024.*int(next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith('VmHWM')).split()[1])
+    try:
+        return 1024.*int(
+            next(l for l in Path('/proc/self/status').read_text().splitlines()
+                 if l.startswith('VmHWM')).split()[1])
     except OSError: return 1024.*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
+# %% ../../nbs/experiments/benchmarks.ipynb #25c8b255
 def python(*args, **kw):
     "Run this Python, with this package on its path."
-    return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=True, env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, ['..', '../..', str(Path(globals().get('__file__', '../../x/x/x')).resolve().parents[2]), *sys.path]))}, **kw).stdout
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=True,
+                          env={**os.environ,
+                               'PYTHONPATH': os.pathsep.join(
+                                   filter(None, ['..', '../..',
+                                                 str(Path(globals().get('__file__',
+                                                              '../../x/x/x')).resolve().parents[2]),
+                                                 *sys.path]))}, **kw).stdout
 
 def large(rounds, seed, megapixels=((1536, 2048), (4000, 6000))):
     "Bytes at the peak of a process that restores a picture of 24 megapixels; processor seconds of tiles and of the whole, at 3 megapixels."
-    (h,w), big = megapixels; x = torch.rand(3, h, w, generator=rng(seed)); R = pretrained(); whole = pretrained(tile=0)
+    (h,w), big = megapixels
+    x = torch.rand(3, h, w, generator=rng(seed)); R = pretrained()
+    whole = pretrained(tile=0)
     peak = float(python('-c', _LARGE, *map(str, big)))
-    s = turns({'tiles': lambda: (R(x, t=5), None)[1], 'tiles of 1024': lambda: (pretrained(tile=1024)(x, t=5), None)[1], 'whole': lambda: (whole(x, t=5), None)[1]}, rounds, clock=time.process_time)
+    s = turns({'tiles': lambda: (R(x, t=5), None)[1],
+               'tiles of 1024': lambda: (pretrained(tile=1024)(x, t=5), None)[1],
+               'whole': lambda: (whole(x, t=5), None)[1]}, rounds, clock=time.process_time)
     return dict(series=s | {'peak': [peak]}, pixels=[h*w, big[0]*big[1]])
 
 # %% ../../nbs/experiments/benchmarks.ipynb #b8e9d36b
 def starting(rounds, seed):
     "Seconds to start Python, to import this package, and to print the help of its command."
     run = lambda *a: lambda: (python(*a), None)[1]
-    return dict(series=turns({'python': run('-c', 'pass'), 'import dtir_nb': run('-c', 'import dtir_nb'), 'dtir --help': run('-m', 'dtir_nb.command', '--help')}, rounds))
+    return dict(series=turns({'python': run('-c', 'pass'), 'import dtir_nb': run('-c', 'import dtir_nb'),
+                              'dtir --help': run('-m', 'dtir_nb.command', '--help')}, rounds))
 
 def importing(rounds, seed):
     "Seconds to start Python and import PyTorch, or everything of this package."
-    return dict(series=turns({c: lambda c=c: (python('-c', c), None)[1] for c in ('import torch', 'from dtir_nb.all import *')}, rounds))
+    return dict(series=turns({c: lambda c=c: (python('-c', c), None)[1]
+                              for c in ('import torch', 'from dtir_nb.all import *')}, rounds))
 
 # %% ../../nbs/experiments/benchmarks.ipynb #4da5682d
-KINDS = {'convolution': ('conv', 'mm', 'addbmm'), 'products and sums': ('mul', 'add', 'sub', 'div', 'sum', 'mean', 'pow', 'neg'), 'copies and fills': ('copy', 'cat', 'fill', 'zero', 'clone', 'contiguous', 'shuffle'),
+KINDS = {'convolution': ('conv', 'mm', 'addbmm'),
+         'products and sums': ('mul', 'add', 'sub', 'div', 'sum', 'mean', 'pow', 'neg'),
+         'copies and fills': ('copy', 'cat', 'fill', 'zero', 'clone', 'contiguous', 'shuffle'),
          'normalisation': ('norm',), 'optimiser': ('_fused_adam', '_foreach', 'Optimizer')}
 
 def kind(op):
     "Which of `KINDS` an operation belongs to."
-    return next((k for k in ('optimiser', 'normalisation', 'convolution', 'copies and fills', 'products and sums') if any(s in op for s in KINDS[k])), 'other')
+    return next((k for k in ('optimiser', 'normalisation', 'convolution', 'copies and fills',
+                             'products and sums') if any(s in op for s in KINDS[k])), 'other')
 
+# %% ../../nbs/experiments/benchmarks.ipynb #a98fc5c0
 def profile(rounds, seed, batch=16, side=64):
     "Share of the processor time of a training step by kind of operation, and its share of the matrix peak."
     from torch.profiler import profile as prof, ProfilerActivity
-    net, x = body(seed).train(), crops(batch, side, seed); y = degrade(x, 'noisy', rng(seed))[0]; opt = adam(list(net.parameters()), FitConfig())
+    net, x = body(seed).train(), crops(batch, side, seed)
+    y = degrade(x, 'noisy', rng(seed))[0]
+    opt = adam(list(net.parameters()), FitConfig())
     def step():
-        for p,g in zip(net.parameters(), torch.autograd.grad((net(y, 1)-x).abs().mean(), list(net.parameters()))): p.grad = g
+        for p,g in zip(net.parameters(),
+                       torch.autograd.grad((net(y, 1)-x).abs().mean(), list(net.parameters()))):
+            p.grad = g
         opt.step()
     a, b = (torch.rand(1024, 1024, generator=rng(seed, k)) for k in 'ab')
     took = turns({'step': step, 'product': lambda: (a@b, None)[1]}, rounds, warm=2, clock=time.process_time)
     with quiet(), prof(activities=[ProfilerActivity.CPU]) as p: [step() for _ in range(5)]
-    ops = {e.key: e.self_cpu_time_total for e in p.key_averages()}; total = sum(ops.values()); shares = {k: sum(v for o,v in ops.items() if kind(o) == k)/total for k in [*KINDS, 'other']}
+    ops = {e.key: e.self_cpu_time_total for e in p.key_averages()}
+    total = sum(ops.values())
+    shares = {k: sum(v for o,v in ops.items() if kind(o) == k)/total for k in [*KINDS, 'other']}
     work = 2*3*batch*count_macs(net, (1,3,side,side), torch.tensor([1], device='meta'))
     took['share of the peak'] = [work/s/(2*1024**3/m) for s,m in zip(took['step'], took['product'])]
-    return dict(series=took, shares=shares, top={k: v/total for k,v in sorted(ops.items(), key=lambda o: -o[1])[:8]})
+    return dict(series=took, shares=shares,
+                top={k: v/total for k,v in sorted(ops.items(), key=lambda o: -o[1])[:8]})
 
 # %% ../../nbs/experiments/benchmarks.ipynb #bfc6af59
 def _linear(x, w, b): return F.linear(x.permute(0,2,3,1), w.flatten(1), b).permute(0,3,1,2)
@@ -497,14 +650,17 @@ class Folded(NAFBlock):
     "The scales β and γ multiply the weights of the convolutions before them, not their outputs."
     def forward(self, x):
         fold = lambda c, s, h: F.conv2d(h, c.weight*s.view(-1,1,1,1), c.bias*s.flatten())
-        h = simple_gate(self.conv2(self.conv1(self.norm1(x)))); x = x + fold(self.conv3, self.beta, h*self.sca(h))
+        h = simple_gate(self.conv2(self.conv1(self.norm1(x))))
+        x = x + fold(self.conv3, self.beta, h*self.sca(h))
         return x + fold(self.conv5, self.gamma, simple_gate(self.conv4(self.norm2(x))))
 
 class Halved(NAFBlock):
     "Both halves of a gate come from convolutions of their own, so that they lie in memory by themselves."
     def forward(self, x):
-        two = lambda c, xs, **k: [F.conv2d(h, w, b, **k) for h,w,b in zip(xs, c.weight.chunk(2), c.bias.chunk(2))]
-        n = self.norm1(x); a,b = two(self.conv2, two(self.conv1, (n,n)), padding=1, groups=len(self.conv2.bias)//2)
+        two = (lambda c, xs,
+               **k: [F.conv2d(h, w, b, **k) for h,w,b in zip(xs, c.weight.chunk(2), c.bias.chunk(2))])
+        n = self.norm1(x)
+        a,b = two(self.conv2, two(self.conv1, (n,n)), padding=1, groups=len(self.conv2.bias)//2)
         h = a*b; x = x + self.beta*self.conv3(h*self.sca(h)); n = self.norm2(x); a,b = two(self.conv4, (n,n))
         return x + self.gamma*self.conv5(a*b)
 
@@ -536,8 +692,11 @@ def remedied(
         if type(m) in how and fits: m.__class__ = how[type(m)]
     return net
 
-REMEDIES = {'1×1 as matrix products': {nn.Conv2d: Linear1x1}, 'scales folded into weights': {NAFBlock: Folded}, 'gates in two halves': {NAFBlock: Halved}, 'plane by plane': {NAFNet: ByPlane, LayerNorm2d: PlaneNorm}}
+REMEDIES = {'1×1 as matrix products': {nn.Conv2d: Linear1x1},
+            'scales folded into weights': {NAFBlock: Folded}, 'gates in two halves': {NAFBlock: Halved},
+            'plane by plane': {NAFNet: ByPlane, LayerNorm2d: PlaneNorm}}
 
+# %% ../../nbs/experiments/benchmarks.ipynb #315a9f94
 def lively(net, seed):
     "Scales away from zero, so that no gradient is zero by chance of the start."
     with seeded(seed, 'scales'):
@@ -548,21 +707,27 @@ def lively(net, seed):
 def remedies(rounds, seed, batch=8, side=64):
     "Processor seconds of forward and backward pass: as it is, by each remedy, and in oneDNN (by a batch of 16, for the same number of pictures)."
     with seeded(seed): net = lively(nafnet_small(), seed)
-    nets = {'as it is': net} | {k: remedied(net, how) for k,how in REMEDIES.items()}; x = crops(2*batch, side, seed); y = degrade(x, 'noisy', rng(seed))[0]
+    nets = {'as it is': net} | {k: remedied(net, how) for k,how in REMEDIES.items()}
+    x = crops(2*batch, side, seed)
+    y = degrade(x, 'noisy', rng(seed))[0]
     def step(n, k=batch): torch.autograd.grad((n(y[:k])-x[:k]).square().mean(), list(n.parameters()))
     def half(): t = time.process_time(); step(net, 2*batch); return (time.process_time()-t)/2
-    return dict(series=turns({k: partial(step, n) for k,n in nets.items()} | {'a batch of 16, per 8': half}, rounds, clock=time.process_time))
+    return dict(series=turns({k: partial(step, n) for k,n in nets.items()} | {'a batch of 16, per 8': half},
+                             rounds, clock=time.process_time))
 
 # %% ../../nbs/experiments/benchmarks.ipynb #a766c43a
 def compiled(rounds, seed, batch=8, side=64):
     "The same step by `torch.compile`, processor seconds; and those of compiling it, without a cache, the C++ compiler's included."
     with seeded(seed): net = lively(nafnet_small(), seed)
-    x = crops(batch, side, seed); y = degrade(x, 'noisy', rng(seed))[0]; torch._dynamo.reset(); fast, before = torch.compile(net), sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    x = crops(batch, side, seed)
+    y = degrade(x, 'noisy', rng(seed))[0]; torch._dynamo.reset()
+    fast, before = torch.compile(net), sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     def step(n): torch.autograd.grad((n(y)-x).square().mean(), list(n.parameters()))
     t = time.process_time()
     with torch._inductor.config.patch(force_disable_caches=True, compile_threads=1): step(fast)
     took = time.process_time()-t + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])-before
-    return dict(series=turns({'as it is': partial(step, net), 'compiled': partial(step, fast)}, rounds, clock=time.process_time), compiling=took)
+    return dict(series=turns({'as it is': partial(step, net), 'compiled': partial(step, fast)}, rounds,
+                             clock=time.process_time), compiling=took)
 
 # %% ../../nbs/experiments/benchmarks.ipynb #cf91d475
 class Law(NamedTuple):
@@ -573,11 +738,13 @@ class Law(NamedTuple):
     make: object     # make(value, seed) -> a unit for `turns`
 
 def _train_unit(n, side, seed):
-    net, x = body(seed).train(), torch.rand(n, 3, side, side, generator=rng(seed)); ps = list(net.parameters())
+    net, x = body(seed).train(), torch.rand(n, 3, side, side, generator=rng(seed))
+    ps = list(net.parameters())
     return lambda: (torch.autograd.grad((net(x, 1)-x).square().mean(), ps), None)[1]
 
 def _match_unit(T, seed):
-    net, x = Clocked(nafnet_small(), cosine_schedule(T)).eval(), crops(2, 48, seed); return lambda: (match_curve(net, x, x, t_max=T), None)[1]
+    net, x = Clocked(nafnet_small(), cosine_schedule(T)).eval(), crops(2, 48, seed)
+    return lambda: (match_curve(net, x, x, t_max=T), None)[1]
 
 @torch.no_grad()
 def _expert_unit(n, seed):
@@ -590,30 +757,54 @@ def _expert_unit(n, seed):
 # %% ../../nbs/experiments/benchmarks.ipynb #e0c79255
 def _task_unit(k, seed):
     "A joint fine-tuning step on `k` tasks, batch of 8 in all, with its data."
-    photos, names = [p.image for p in embedded_photos('train')], [t for t in TASKS if t not in ('blurry', 'raindrop')][:k]; net = body(seed).train()
-    draw, held, ps, at_ = stream(Mixture({t: Synthetic(photos, t, patch=48) for t in names}), batch=8, ahead=0), Held(net, PLAIN), list(net.parameters()), iter(range(10**6))
-    return lambda: (gradient_of(finetune_step(net, draw(next(at_)), rng(seed), None, {t: i+1 for i,t in enumerate(names)}, PLAIN, held), ps), None)[1]
+    photos, names = ([p.image for p in embedded_photos('train')],
+                     [t for t in TASKS if t not in ('blurry', 'raindrop')][:k])
+    net = body(seed).train()
+    draw, held, ps, at_ = stream(Mixture({t: Synthetic(photos, t, patch=48) for t in names}), batch=8,
+                                 ahead=0), Held(net, PLAIN), list(net.parameters()), iter(range(10**6))
+    return lambda: (
+        gradient_of(finetune_step(net, draw(next(at_)), rng(seed), None, {t: i+1 for i,t in enumerate(names)},
+                                  PLAIN, held), ps), None)[1]
 
 def _images_unit(n, seed):
     "Twenty batches out of `n` pictures."
-    photos = [p.image for p in embedded_photos('train')]; s = Clean((photos*(n//len(photos)+1))[:n], patch=48, bad='trust'); draw, at_ = stream(s, batch=8, ahead=0), iter(range(10**6))
+    photos = [p.image for p in embedded_photos('train')]
+    s = Clean((photos*(n//len(photos)+1))[:n], patch=48, bad='trust')
+    draw, at_ = stream(s, batch=8, ahead=0), iter(range(10**6))
     def f():
         for _ in range(20): draw(next(at_))
     return f
 
+# %% ../../nbs/experiments/benchmarks.ipynb #6905fa66
 def _team(n, seed, steps, rounds):
-    torch.set_num_threads(1); x = torch.rand(16, 3, 64, 64, generator=rng(seed)); draw = lambda k, shard=0, shards=1: Batch(x[shard::shards], x[shard::shards])
-    def once_(): net = body(seed).train(); return step_seconds(net, lambda: fit(net, draw, restore_step, FitConfig(steps=steps, ema=0., progress=False), reduce=exact(4)))
+    torch.set_num_threads(1)
+    x = torch.rand(16, 3, 64, 64, generator=rng(seed))
+    draw = lambda k, shard=0, shards=1: Batch(x[shard::shards], x[shard::shards])
+    def once_():
+        net = body(seed).train()
+        return step_seconds(net,
+                            lambda: fit(net, draw, restore_step,
+                                        FitConfig(steps=steps, ema=0., progress=False), reduce=exact(4)))
     return {'s': torch.tensor(turns({'s': once_}, rounds)['s'])}
 
-LAWS = {'batch': Law('pictures in a batch, training step', (1, 2, 4, 8, 16, 32), 1., lambda n, s: _train_unit(n, 48, s)), 'resolution': Law('side of the picture, training step', (32, 64, 128, 256), 2., lambda n, s: _train_unit(1, n, s)),
-        'T': Law('steps of the schedule, matching', (10, 25, 50, 100), 1., _match_unit), 'experts': Law('experts, of which two work; forward', (2, 4, 8, 16, 32), 0., _expert_unit),
-        'tasks': Law('tasks that share a batch, training step', (1, 2, 4, 8), 0., _task_unit), 'images': Law('pictures in the data set, drawing batches', (16, 128, 1024, 8192), 0., _images_unit)}
+# %% ../../nbs/experiments/benchmarks.ipynb #0afb753a
+LAWS = {'batch': Law('pictures in a batch, training step', (1, 2, 4, 8, 16, 32), 1., lambda n,
+                     s: _train_unit(n, 48, s)),
+        'resolution': Law('side of the picture, training step', (32, 64, 128, 256), 2., lambda n,
+                          s: _train_unit(1, n, s)),
+        'T': Law('steps of the schedule, matching', (10, 25, 50, 100), 1., _match_unit),
+        'experts': Law('experts, of which two work; forward', (2, 4, 8, 16, 32), 0., _expert_unit),
+        'tasks': Law('tasks that share a batch, training step', (1, 2, 4, 8), 0., _task_unit),
+        'images': Law('pictures in the data set, drawing batches', (16, 128, 1024, 8192), 0., _images_unit)}
 
 def growth(rounds, seed):
     "Processor seconds over each quantity; for workers, wall seconds per step of the same four shards."
-    s = {f'{k} {v}': t for k,law in LAWS.items() for v,t in turns({str(v): law.make(v, seed) for v in law.at}, rounds, clock=time.process_time).items()}
-    for n in (1, 2): s[f'workers {n}'] = (fork_workers(partial(_team, n, seed, 5, rounds), n, timeout=120)[0]['s']*4/n).tolist()   # a worker of n has 4/n shards to call the network for
+    s = {f'{k} {v}': t for k,law in LAWS.items() for v,t in turns({str(v): law.make(v, seed) for v in law.at},
+             rounds, clock=time.process_time).items()}
+    # a worker of n has 4/n shards to call the network for
+    for n in (1, 2):
+        s[f'workers {n}'] = (
+            (fork_workers(partial(_team, n, seed, 5, rounds), n, timeout=120)[0]['s']*4/n).tolist())
     return dict(series=s)
 
 # %% ../../nbs/experiments/benchmarks.ipynb #600d35a3
@@ -621,31 +812,69 @@ def slope(
     xs, ys,   # positive numbers, at least two of each
 )->float:
     "The exponent b of y ~ x^b between the last half of the points (least squares in the logarithms)."
-    k = max(2, (len(xs)+1)//2); a, b = ([math.log(v) for v in o[-k:]] for o in (xs, ys)); ma, mb = sum(a)/k, sum(b)/k
+    k = max(2, (len(xs)+1)//2)
+    a, b = ([math.log(v) for v in o[-k:]] for o in (xs, ys))
+    ma, mb = sum(a)/k, sum(b)/k
     return sum((u-ma)*(v-mb) for u,v in zip(a, b))/sum((u-ma)**2 for u in a)
 
 # %% ../../nbs/experiments/benchmarks.ipynb #5a173990
 def _speeds(what, limit, *rivals):
     "Goals for pictures per second, by both clocks."
-    return tuple(Goal(f'{what}, pictures/s: ours / {r}{word}', r+c, 'ours'+c, limit, False) for r in rivals for c,word in (('', ''), (' [thread]', ', by the clock of the training thread')))
+    return tuple(Goal(f'{what}, pictures/s: ours / {r}{word}', r+c, 'ours'+c, limit, False) for r in rivals
+                 for c,word in (('', ''), (' [thread]', ', by the clock of the training thread')))
 
+# %% ../../nbs/experiments/benchmarks.ipynb #0e37db63
 ROWS = {
- 'pretraining': Row('generative pre-training, step', pretraining, _speeds('pre-training', 1.2, 'denoising-diffusion-pytorch', 'diffusers'), 7, 3, ('denoising_diffusion_pytorch', 'diffusers')),
- 'restoration': Row('plain restoration, step', restoration, _speeds('restoration', 1.1, 'Lightning', 'accelerate'), 7, 3, ('pytorch_lightning', 'accelerate')),
- 'gef': Row('fine-tuning step', gef, (Goal('GEF step / plain step, projection', 'projection', 'plain', 1.35), Goal('GEF step / plain step, displaced gradient (default)', 'displaced', 'plain', 2.), Goal('GEF step / plain step, exact double backward', 'exact', 'plain', 2.)), 7, 3),
- 'importance': Row('importance of 16 samples', importances, (Goal('importance / Avalanche', 'ours', 'Avalanche', .9), Goal('importance / N single backward passes', 'ours', 'N backward passes', .9)), 9, 5),
- 'surgery': Row('gradient surgery', surgery, (Goal("projection / TorchJD's PCGrad", 'ours', 'TorchJD', 1.), Goal("projection / TorchJD's PCGrad, one at a time", 'ours', 'TorchJD, one at a time', 1.)), 9, 5, ('torchjd',)),
- 'matching': Row('matching curve over 50 steps', matching, (Goal('matching curve / 50 separate forwards', 'ours', 'separate forwards', 1.),), 9, 3),
- 'inference': Row('one forward pass', inference, (Goal('forward with clock / bare, worst backbone', 'clock', 'plain', 1.05, pick='worst'), Goal('forward with clock and experts / bare, worst backbone', 'clock + experts', 'plain', 1.2, pick='worst')), 9, 5),
- 'quality': Row('PSNR and SSIM of a picture', quality, (Goal('PSNR + SSIM / scikit-image', 'ours', 'scikit-image', .2), Goal('PSNR + SSIM / torchmetrics', 'ours', 'torchmetrics', .5)), 9, 5),
- 'degrading': Row('spoiling 16 pictures', degrading, tuple(Goal(f'{w}, pictures/s: ours / {r}', f'{t} {r}', f'{t} ours', 1., False) for t,w in (('noisy', 'Gaussian noise'), ('jpeg', 'JPEG'), ('blurry', 'motion blur')) for r in ('kornia', 'albumentations')), 9, 5, ('kornia', 'albumentations')),
- 'stalls': Row('waiting for data', stalls, (Goal('share of a training step that waits for data', 'prepared ahead', None, .01),), 7, 3),
+ 'pretraining': Row('generative pre-training, step', pretraining,
+                    _speeds('pre-training', 1.2, 'denoising-diffusion-pytorch', 'diffusers'), 7, 3,
+                    ('denoising_diffusion_pytorch', 'diffusers')),
+ 'restoration': Row('plain restoration, step', restoration,
+                    _speeds('restoration', 1.1, 'Lightning', 'accelerate'), 7, 3,
+                    ('pytorch_lightning', 'accelerate')),
+ 'gef': Row('fine-tuning step', gef, (Goal('GEF step / plain step, projection', 'projection', 'plain', 1.35),
+                                      Goal('GEF step / plain step, displaced gradient (default)', 'displaced',
+                                           'plain', 2.), Goal('GEF step / plain step, exact double backward',
+                                          'exact', 'plain', 2.)), 7, 3),
+ 'importance': Row('importance of 16 samples', importances,
+                   (Goal('importance / Avalanche', 'ours', 'Avalanche', .9),
+                    Goal('importance / N single backward passes', 'ours', 'N backward passes', .9)), 9, 5),
+ 'surgery': Row('gradient surgery', surgery,
+                (Goal("projection / TorchJD's PCGrad", 'ours', 'TorchJD', 1.),
+                 Goal("projection / TorchJD's PCGrad, one at a time", 'ours', 'TorchJD, one at a time', 1.)),
+                9, 5, ('torchjd',)),
+ 'matching': Row('matching curve over 50 steps', matching,
+                 (Goal('matching curve / 50 separate forwards', 'ours', 'separate forwards', 1.),), 9, 3),
+ 'inference': Row('one forward pass', inference,
+                  (Goal('forward with clock / bare, worst backbone', 'clock', 'plain', 1.05, pick='worst'),
+                   Goal('forward with clock and experts / bare, worst backbone', 'clock + experts', 'plain',
+                        1.2, pick='worst')), 9, 5),
+ 'quality': Row('PSNR and SSIM of a picture', quality,
+                (Goal('PSNR + SSIM / scikit-image', 'ours', 'scikit-image', .2),
+                 Goal('PSNR + SSIM / torchmetrics', 'ours', 'torchmetrics', .5)), 9, 5),
+ 'degrading': Row('spoiling 16 pictures', degrading,
+                  tuple(Goal(f'{w}, pictures/s: ours / {r}', f'{t} {r}', f'{t} ours', 1., False)
+                        for t,w in (('noisy', 'Gaussian noise'), ('jpeg', 'JPEG'), ('blurry', 'motion blur'))
+                        for r in ('kornia', 'albumentations')), 9, 5, ('kornia', 'albumentations')),
+ 'stalls': Row('waiting for data', stalls,
+               (Goal('share of a training step that waits for data', 'prepared ahead', None, .01),), 7, 3),
  'workers': Row('two workers, step', workers, (Goal('exact reducer / DDP', 'exact', 'DDP', 1.3),), 7, 3),
- 'checkpoint': Row('checkpoint of 68 M parameters', checkpointing, (Goal('loop stopped by a checkpoint / torch.save', 'ours', 'torch.save', .5), Goal('the same, written in the background', 'ours, in the background', 'torch.save', .5)), 5, 2),
- 'large': Row('large pictures', large, (Goal('restoring 24 megapixels, peak memory [bytes]', 'peak', None, 2e9), Goal('tiles / whole picture', 'tiles', 'whole', 1.15)), 5, 2),
- 'starting': Row('starting up', starting, (Goal('`import dtir_nb` / starting Python', 'import dtir_nb', 'python', 1.5), Goal('`dtir --help` / starting Python', 'dtir --help', 'python', 10.)), 15, 9),
- 'importing': Row('importing everything', importing, (Goal('`from dtir_nb.all import *` / `import torch`', 'from dtir_nb.all import *', 'import torch', 1.2),), 9, 3),
- 'profile': Row('profile of a training step', profile, (), 9, 3), 'remedies': Row('other roads to the same step', remedies, (), 9, 3), 'compiled': Row('the same step compiled', compiled, (), 9, 3, programs=('g++','clang++')), 'growth': Row('how cost grows', growth, (), 5, 2)}
+ 'checkpoint': Row('checkpoint of 68 M parameters', checkpointing,
+                   (Goal('loop stopped by a checkpoint / torch.save', 'ours', 'torch.save', .5),
+                    Goal('the same, written in the background', 'ours, in the background', 'torch.save', .5)),
+                   5, 2),
+ 'large': Row('large pictures', large,
+              (Goal('restoring 24 megapixels, peak memory [bytes]', 'peak', None, 2e9),
+               Goal('tiles / whole picture', 'tiles', 'whole', 1.15)), 5, 2),
+ 'starting': Row('starting up', starting,
+                 (Goal('`import dtir_nb` / starting Python', 'import dtir_nb', 'python', 1.5),
+                  Goal('`dtir --help` / starting Python', 'dtir --help', 'python', 10.)), 15, 9),
+ 'importing': Row('importing everything', importing,
+                  (Goal('`from dtir_nb.all import *` / `import torch`', 'from dtir_nb.all import *',
+                        'import torch', 1.2),), 9, 3),
+ 'profile': Row('profile of a training step', profile, (), 9, 3),
+ 'remedies': Row('other roads to the same step', remedies, (), 9, 3),
+ 'compiled': Row('the same step compiled', compiled, (), 9, 3, programs=('g++','clang++')),
+ 'growth': Row('how cost grows', growth, (), 5, 2)}
 
 # %% ../../nbs/experiments/benchmarks.ipynb #dc020788
 def on_gpu(
@@ -655,20 +884,29 @@ def on_gpu(
     **kw,        # other sizes
 )->Row:
     "The same measurement on a GPU."
-    r = ROWS[name]; goals = [g._replace(figure=f'{g.figure} [GPU, {net}]', limit=limit or g.limit) for g in r.goals if '[thread]' not in g.over]
-    return r._replace(title=f'{r.title}, on a GPU', run=partial(r.run, device='cuda', **kw), goals=tuple(goals), rounds=7, quick=3, gpu=True)
+    r = ROWS[name]
+    goals = [g._replace(figure=f'{g.figure} [GPU, {net}]', limit=limit or g.limit)
+             for g in r.goals if '[thread]' not in g.over]
+    return r._replace(title=f'{r.title}, on a GPU', run=partial(r.run, device='cuda', **kw),
+                      goals=tuple(goals), rounds=7, quick=3, gpu=True)
 
 WIDE = dict(build=partial(NAFNet, 32), side=128)   # 17 million parameters
 ROWS |= {
- 'gpu_gef': on_gpu('gef', '17 M', **WIDE), 'gpu_importance': on_gpu('importance', '17 M', .4, **WIDE), 'gpu_surgery': on_gpu('surgery', '17 M', **WIDE), 'gpu_matching': on_gpu('matching', '17 M', .5, **WIDE),
- 'gpu_inference': on_gpu('inference', '256 × 256', side=256), 'gpu_pretraining': on_gpu('pretraining', '17 M', steps=20, **WIDE), 'gpu_restoration': on_gpu('restoration', '17 M', steps=20, **WIDE),
- 'gpu_small_gef': on_gpu('gef', '0.5 M'), 'gpu_small_importance': on_gpu('importance', '0.5 M', .4), 'gpu_small_matching': on_gpu('matching', '0.5 M', .5),
- 'gpu_small_pretraining': on_gpu('pretraining', '0.5 M', steps=40), 'gpu_small_restoration': on_gpu('restoration', '0.5 M', steps=40)}
+ 'gpu_gef': on_gpu('gef', '17 M', **WIDE), 'gpu_importance': on_gpu('importance', '17 M', .4, **WIDE),
+ 'gpu_surgery': on_gpu('surgery', '17 M', **WIDE), 'gpu_matching': on_gpu('matching', '17 M', .5, **WIDE),
+ 'gpu_inference': on_gpu('inference', '256 × 256', side=256),
+ 'gpu_pretraining': on_gpu('pretraining', '17 M', steps=20, **WIDE),
+ 'gpu_restoration': on_gpu('restoration', '17 M', steps=20, **WIDE),
+ 'gpu_small_gef': on_gpu('gef', '0.5 M'), 'gpu_small_importance': on_gpu('importance', '0.5 M', .4),
+ 'gpu_small_matching': on_gpu('matching', '0.5 M', .5),
+ 'gpu_small_pretraining': on_gpu('pretraining', '0.5 M', steps=40),
+ 'gpu_small_restoration': on_gpu('restoration', '0.5 M', steps=40)}
 
 # %% ../../nbs/experiments/benchmarks.ipynb #5e330e6a
 def width(row, series):
     "The widest interval of a row's goals, as a share of the median; of two clocks, the one that others do not disturb."
-    each = [interval(v) for g in row.goals if len(v := values(g, series)) > 1 and g.under and g.over+' [thread]' not in series]
+    each = [interval(v) for g in row.goals if len(v := values(g, series)) > 1 and g.under
+            and g.over+' [thread]' not in series]
     return max(((hi-lo)/m for m,lo,hi in each), default=0.)
 
 def measure(
@@ -683,33 +921,43 @@ def measure(
         load = [os.getloadavg()[0]]; r = row.run(rounds, seed); load.append(os.getloadavg()[0])
         tries.append(r | dict(load=[round(v, 2) for v in load], width=width(row, r['series'])))
     best = min(tries, key=lambda r: r['width'])
-    return best | dict(tries=[round(r['width'], 3) for r in tries], versions={p: v for m,p in RIVALS.items() if (v := _version(p))})
+    return best | dict(tries=[round(r['width'], 3) for r in tries],
+                       versions={p: v for m,p in RIVALS.items() if (v := _version(p))})
 
 # %% ../../nbs/experiments/benchmarks.ipynb #4d48e047
 def unseen(name, out, quick, seed, force, say):
     "A row of the CPU where there is a GPU: in a process that does not see it, since some rivals would take it."
     args = ['--rows', name, '--out', str(out), '--seed', str(seed)] + ['--quick']*quick + ['--force']*force
-    subprocess.run([sys.executable, '-m', 'dtir_nb.command', 'bench', *args], env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''}, check=True, stdout=subprocess.DEVNULL); say(f'{name}: measured on the CPU')
+    subprocess.run([sys.executable, '-m', 'dtir_nb.command', 'bench', *args],
+                   env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''}, check=True, stdout=subprocess.DEVNULL)
+    say(f'{name}: measured on the CPU')
 
 def bench_row(name, out, quick, seed, force, say):
     "Measure a row into its file, unless it is there."
     row, path = ROWS[name], Path(out)/f'{name}.json'
     if row.gpu and not torch.cuda.is_available(): return say(f'{name}: skipped, no GPU is in sight')
-    if row.needs and not any(map(have, row.needs)): say(f'{name}: skipped, none of {", ".join(RIVALS[n] for n in row.needs)} is installed (pip install dtir_nb[bench])'); return
-    if row.programs and not any(map(shutil.which, row.programs)): return say(f'{name}: skipped, none of {", ".join(row.programs)} is on the path')
+    if row.needs and not any(map(have, row.needs)):
+        say(f'{name}: skipped, none of {", ".join(RIVALS[n] for n in row.needs)} is installed (pip install '
+            f'dtir_nb[bench])')
+        return
+    if row.programs and not any(map(shutil.which, row.programs)):
+        return say(f'{name}: skipped, none of {", ".join(row.programs)} is on the path')
     if path.exists() and not force: say(f'{name}: is there already'); return
     if not row.gpu and torch.cuda.is_available(): return unseen(name, out, quick, seed, force, say)
     tmp = path.with_suffix('.new.json'); tmp.unlink(missing_ok=True)
-    r = once(tmp, partial(measure, name), rounds=row.quick if quick else row.rounds, seed=seed); os.replace(tmp, path)
+    r = once(tmp, partial(measure, name), rounds=row.quick if quick else row.rounds, seed=seed)
+    os.replace(tmp, path)
     lost = [RIVALS[n] for n in row.needs if not have(n)]
-    say(f'{name}: {r["seconds"]:.0f} s, load {r["result"]["load"]}' + (f'; without {", ".join(lost)}, not installed' if lost else ''))
+    say(f'{name}: {r["seconds"]:.0f} s, load {r["result"]["load"]}'
+        + (f'; without {", ".join(lost)}, not installed' if lost else ''))
 
 # %% ../../nbs/experiments/benchmarks.ipynb #507d4665
 def read(folder)->dict:
     "Row -> record, of a folder that `bench` wrote."
     return {n: json.loads(p.read_text()) for n in ROWS if (p := Path(folder)/f'{n}.json').exists()}
 
-def number(v, goal): return f'{v/1e9:.2f} GB' if goal.limit > 1e6 else f'{100*v:.2f} %' if goal.under is None else f'{v:.2f} ×'
+def number(v, goal):
+    return f'{v/1e9:.2f} GB' if goal.limit > 1e6 else f'{100*v:.2f} %' if goal.under is None else f'{v:.2f} ×'
 
 def verdict(goal, v)->tuple:
     "(median, low, high, reached?)"
@@ -725,7 +973,10 @@ def table(
             v = values(g, recs[name]['result']['series']) if name in recs else []
             sign = '≤' if g.most else '≥'; head = f'| {g.figure} | {sign} {number(g.limit, g)} |'
             if not v: lines.append(head+' not measured | | | |'); continue
-            m, lo, hi, ok = verdict(g, v); lines.append(head+f' {number(m, g)} | {number(lo, g)} … {number(hi, g)}{" (all)" if 1 < len(v) < 6 else ""} | {len(v)} | {"reached" if ok else "**missed**"} |')
+            m, lo, hi, ok = verdict(g, v)
+            lines.append(head+f' {number(m, g)} | {number(lo, g)} … '
+                         f'{number(hi, g)}{" (all)" if 1 < len(v) < 6 else ""} | {len(v)} | '
+                         f'{"reached" if ok else "**missed**"} |')
     return '\n'.join(lines)
 
 # %% ../../nbs/experiments/benchmarks.ipynb #ac1632c9
@@ -736,7 +987,8 @@ def worse(
 )->float|None:       # by what share the median is worse, if that is too much; else None
     "Is a ratio worse than the stored one by more than `by`, beyond what both intervals allow?"
     (m, lo, hi), (m0, lo0, hi0) = interval(new), interval(old)
-    if goal.under is None and goal.limit < 1: return None if lo <= max(goal.limit, hi0*(1+by)) else m-m0   # a share: no matter how it moves below its goal
+    # a share: no matter how it moves below its goal
+    if goal.under is None and goal.limit < 1: return None if lo <= max(goal.limit, hi0*(1+by)) else m-m0
     if goal.most: return m/m0-1 if m > (1+by)*m0 and lo > hi0 else None
     return m0/m-1 if m0 > (1+by)*m and hi < lo0 else None
 
@@ -746,12 +998,15 @@ def regressions(new:dict, old:dict)->list:
     for name in [n for n in ROWS if n in new and n in old]:
         for g in ROWS[name].goals:
             a, b = (values(g, r[name]['result']['series']) for r in (new, old))
-            if a and b and (w := worse(g, a, b)) is not None: out.append(f'{g.figure}: {number(interval(a)[0], g)}, stored {number(interval(b)[0], g)}: {100*w:.0f} % worse')
+            if a and b and (w := worse(g, a, b)) is not None:
+                out.append(f'{g.figure}: {number(interval(a)[0], g)}, stored {number(interval(b)[0], g)}: '
+                           f'{100*w:.0f} % worse')
     return out
 
 # %% ../../nbs/experiments/benchmarks.ipynb #b25da904
 STORED = 'nbs/experiments/results/benchmarks'
 
+# %% ../../nbs/experiments/benchmarks.ipynb #022b798e
 def bench(
     rows:str='',          # names, separated by commas; default: all
     quick:bool=False,     # fewer rounds
@@ -769,8 +1024,12 @@ def bench(
     for n in names: bench_row(n, out, quick, seed, force, say)
     recs = {n: r for n,r in read(out).items() if n in names}; say(table(recs))
     bad = regressions(recs, read(check)) if check else []
-    if check and (new := [n for n in recs if n not in read(check)]): say(f'not compared, since nothing is stored: {", ".join(new)}')
-    if bad: again(bad, names, out, seed, check, quick, say); recs = {n: r for n,r in read(out).items() if n in names}; bad = regressions(recs, read(check))
+    if check and (new := [n for n in recs if n not in read(check)]):
+        say(f'not compared, since nothing is stored: {", ".join(new)}')
+    if bad:
+        again(bad, names, out, seed, check, quick, say)
+        recs = {n: r for n,r in read(out).items() if n in names}
+        bad = regressions(recs, read(check))
     for b in bad: say('slower: '+b)
     return 1 if bad else 0
 

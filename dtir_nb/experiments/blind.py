@@ -15,18 +15,22 @@ from ..core import load_image
 from ..data import embedded_photos, files
 from ..leaks import leaks
 from ..metrics import psnr, ssim
-from ..restoring import Restorer, clean_summary, load_restorer, pretrained, restore_folder, weights_folder, _target
+from ..restoring import (Restorer, clean_summary, load_restorer, pretrained, restore_folder,
+                               weights_folder, _target)
 from ..evaluation import find_pairs, load_pair
 from .records import once
 from .shipping import Ship, divided
 
 # %% ../../nbs/experiments/blind.ipynb #8ae820e6
-TASK_OF = dict(lowlight='low_light', shadow='shadowed', rain100h='rainy', rain100l='rainy', rain_other='rainy')   # folder -> task, where the names differ
+# folder -> task, where the names differ
+TASK_OF = dict(lowlight='low_light', shadow='shadowed', rain100h='rainy', rain100l='rainy',
+               rain_other='rainy')
 
 def _row(p, done, out):
     "Scores of one pair: before, after, and what was thought about it."
     y, x = load_pair(p); r = load_image(out/_target(Path(p.name), '.png'))[None]
-    return dict(name=p.name, thought=done.task, t=done.t, sure=round(done.sure, 3), psnr_in=psnr(y,x).item(), psnr=psnr(r,x).item(), ssim_in=ssim(y,x).item(), ssim=ssim(r,x).item())
+    return dict(name=p.name, thought=done.task, t=done.t, sure=round(done.sure, 3), psnr_in=psnr(y,x).item(),
+                psnr=psnr(r,x).item(), ssim_in=ssim(y,x).item(), ssim=ssim(r,x).item())
 
 def blind_folder(
     pairs,        # folder with LQ and GT
@@ -44,13 +48,18 @@ def blind_folder(
 # %% ../../nbs/experiments/blind.ipynb #a2ba2e1d
 def gains(rows)->dict:
     "Means over the pairs of one folder; the interval is twice the standard error."
-    g = torch.tensor([r['psnr']-r['psnr_in'] for r in rows]); mean = lambda k: sum(r[k] for r in rows)/len(rows)
+    g = torch.tensor([r['psnr']-r['psnr_in'] for r in rows])
+    mean = lambda k: sum(r[k] for r in rows)/len(rows)
     thought = {}
     for r in rows: thought[r['thought']] = thought.get(r['thought'], 0)+1
-    return dict(n=len(rows), psnr_in=mean('psnr_in'), psnr=mean('psnr'), gain=g.mean().item(), pm=2*(g.std()/len(g)**.5).item() if len(g) > 1 else None, better=int((g>0).sum()), ssim_in=mean('ssim_in'), ssim=mean('ssim'), thought=thought)
+    return dict(n=len(rows), psnr_in=mean('psnr_in'), psnr=mean('psnr'), gain=g.mean().item(),
+                pm=2*(g.std()/len(g)**.5).item() if len(g) > 1 else None, better=int((g>0).sum()),
+                ssim_in=mean('ssim_in'), ssim=mean('ssim'), thought=thought)
 
 # %% ../../nbs/experiments/blind.ipynb #1c92bceb
-def _digest(folder): return {p.name: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in sorted(Path(folder).glob('*.safetensors'))}
+def _digest(folder):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest()[:16]
+            for p in sorted(Path(folder).glob('*.safetensors'))}
 
 def _folders(data): return sorted(p for p in Path(data, 'pairs').iterdir() if (p/'LQ').is_dir())
 
@@ -60,7 +69,10 @@ def on_pairs(data, run, weights, told=False, **settings)->dict:
     R, rows = load_restorer(run, **settings), {}
     for d in _folders(data):
         task = TASK_OF.get(d.name, d.name) if told else None
-        if not told or task in R.t: rows[d.name] = blind_folder(d, lambda: R, task); print(d.name, {k: v for k,v in gains(rows[d.name]).items() if k in ('n','gain','thought')}, flush=True)
+        if not told or task in R.t:
+            rows[d.name] = blind_folder(d, lambda: R, task)
+            print(d.name, {k: v for k,v in gains(rows[d.name]).items() if k in ('n','gain','thought')},
+                  flush=True)
     return dict(table={n: gains(r) for n,r in rows.items()}, rows=rows)
 
 OVERLAP = ('rain_other',)   # its clean sides are photographs of ours, says `overlap`
@@ -68,7 +80,9 @@ OVERLAP = ('rain_other',)   # its clean sides are photographs of ours, says `ove
 def on_clean(data, run, weights)->dict:
     "What happens to clean photographs: the clean sides of the pairs, but for those of `OVERLAP`, and the photographs of the training and its validation."
     if _digest(run) != weights: raise ValueError(f'{run} holds other weights than {weights}')
-    R, sets = load_restorer(run), dict(unseen=[p for d in _folders(data) if d.name not in OVERLAP for p in sorted((d/'GT').iterdir())], seen=sorted(Path(data, 'clean').rglob('*.jpg')))
+    R, sets = load_restorer(run), dict(unseen=[p for d in _folders(data) if d.name not in OVERLAP
+                                               for p in sorted((d/'GT').iterdir())],
+                                       seen=sorted(Path(data, 'clean').rglob('*.jpg')))
     unique = lambda ps: list({hashlib.sha256(p.read_bytes()).hexdigest(): p for p in ps}.values())
     return dict(leave=R.leave, **{k: thresholds(R, map(load_image, unique(ps))) for k,ps in sets.items()})
 
@@ -79,8 +93,10 @@ def overlap(data, cfg=Ship())->dict:
     watched, _ = divided(len(ours)+len(embedded_photos('train')), cfg)
     role = {str(p): 'validation' if i in watched else 'training' for i,p in enumerate(ours)}
     found, errors = leaks(ours, clean, workers=1)
-    return dict(ours=len(ours), validation=sum(v == 'validation' for v in role.values()), clean=len(clean), errors=len(errors),
-                leaks=[[f'{Path(l.test).parents[1].name}/{Path(l.test).name}', Path(l.train).name, role[l.train], l.score] for l in found])
+    return dict(ours=len(ours), validation=sum(v == 'validation' for v in role.values()), clean=len(clean),
+                errors=len(errors),
+                leaks=[[f'{Path(l.test).parents[1].name}/{Path(l.test).name}', Path(l.train).name,
+                        role[l.train], l.score] for l in found])
 
 # %% ../../nbs/experiments/blind.ipynb #417f1805
 def thresholds(R, photos, leaves=(.05,.1,.15,.2,.25,.3,.35,.4,.45,.5,1.))->dict:
@@ -92,23 +108,39 @@ def thresholds(R, photos, leaves=(.05,.1,.15,.2,.25,.3,.35,.4,.45,.5,1.))->dict:
 # %% ../../nbs/experiments/blind.ipynb #517192be
 def markdown(blind, told=None)->str:
     "The table of gains, from the results of `on_pairs`."
-    out = ['| pairs | n | input, dB | blind, dB | **gain** | better | told, gain | what was thought |', '|---|---:|---:|---:|---:|---:|---:|---|']
+    out = ['| pairs | n | input, dB | blind, dB | **gain** | better | told, gain | what was thought |',
+           '|---|---:|---:|---:|---:|---:|---:|---|']
     for n,b in blind['table'].items():
-        t = told and told['table'].get(n); thought = ', '.join(f'{k} {v}' for k,v in sorted(b['thought'].items(), key=lambda o: -o[1]))
-        out.append(f"| {n} | {b['n']} | {b['psnr_in']:.2f} | {b['psnr']:.2f} | **{b['gain']:+.2f}**" + (f" ± {b['pm']:.2f}" if b['pm'] is not None else '') + f" | {b['better']} | " + (f"{t['gain']:+.2f}" if t else '–') + f' | {thought} |')
+        t = told and told['table'].get(n)
+        thought = ', '.join(f'{k} {v}' for k,v in sorted(b['thought'].items(), key=lambda o: -o[1]))
+        out.append(f"| {n} | {b['n']} | {b['psnr_in']:.2f} | {b['psnr']:.2f} | **{b['gain']:+.2f}**"
+                   + (f" ± {b['pm']:.2f}" if b['pm'] is not None else '') + f" | {b['better']} | "
+                   + (f"{t['gain']:+.2f}" if t else '–') + f' | {thought} |')
     return '\n'.join(out)
 
 def markdown_clean(clean)->str:
     "The table of thresholds, from the result of `on_clean`."
-    out = ['| photographs | left alone from | n | untouched | mean, dB | pooled, dB | worst, dB |', '|---|---:|---:|---:|---:|---:|---:|']
-    for k in ('unseen','seen'): out += [f"| {k} | {l} | {v['n']} | {v['untouched']:.0%} | {v['psnr']:.1f} | {v['pooled']:.1f} | {v['worst']:.1f} |" for l,v in clean[k].items()]
+    out = ['| photographs | left alone from | n | untouched | mean, dB | pooled, dB | worst, dB |',
+           '|---|---:|---:|---:|---:|---:|---:|']
+    for k in ('unseen','seen'):
+        out += [f"| {k} | {l} | {v['n']} | {v['untouched']:.0%} | {v['psnr']:.1f} | {v['pooled']:.1f} | "
+                f"{v['worst']:.1f} |" for l,v in clean[k].items()]
     return '\n'.join(out)
 
 # %% ../../nbs/experiments/blind.ipynb #13e649ba
 #| eval: false
 if __name__ == '__main__' and '__file__' in globals():
-    ap = argparse.ArgumentParser(description='Measure weights on real pairs: blind, told, and what clean photographs suffer.'); ap.add_argument('--data', default=os.environ.get('DTIR_DATA')); ap.add_argument('--run', default=None, help='default: the weights that ship')
-    ap.add_argument('--out', default='nbs/experiments/results/blind'); ap.add_argument('--parts', nargs='+', default=['blind','clean','told','apart','overlap']); a = ap.parse_args(); torch.set_num_threads(1); folder = a.run or weights_folder()
-    parts = dict(blind=lambda weights: on_pairs(a.data, folder, weights), clean=lambda weights: on_clean(a.data, folder, weights), told=lambda weights: on_pairs(a.data, folder, weights, told=True), apart=lambda weights: on_pairs(a.data, folder, weights, told=True, settle=0),
+    ap = argparse.ArgumentParser(description='Measure weights on real pairs: blind, told, and what clean '
+                                 'photographs suffer.')
+    ap.add_argument('--data', default=os.environ.get('DTIR_DATA'))
+    ap.add_argument('--run', default=None, help='default: the weights that ship')
+    ap.add_argument('--out', default='nbs/experiments/results/blind')
+    ap.add_argument('--parts', nargs='+', default=['blind','clean','told','apart','overlap'])
+    a = ap.parse_args(); torch.set_num_threads(1)
+    folder = a.run or weights_folder()
+    parts = dict(blind=lambda weights: on_pairs(a.data, folder, weights),
+                 clean=lambda weights: on_clean(a.data, folder, weights),
+                 told=lambda weights: on_pairs(a.data, folder, weights, told=True),
+                 apart=lambda weights: on_pairs(a.data, folder, weights, told=True, settle=0),
                  overlap=lambda weights: overlap(a.data))
     for k in a.parts: once(Path(a.out)/f'{k}.json', parts[k], weights=_digest(folder))

@@ -20,7 +20,8 @@ from ..degradations import TASKS
 from ..incremental import plan, share
 from ..plan import counted, rows as plan_rows
 from ..recipes import Recipe, ablation, setting_a
-from .protocol import DEEP, GEN, LAST, NUISANCE, PUBLIC, REGIMES, ROWS_A, ROWS_B, SIZES, STRONGER, SWEEPS, SWEEP_TASKS, TASKS_A, jobs, read_choice, slug
+from .protocol import (DEEP, GEN, LAST, NUISANCE, PUBLIC, REGIMES, ROWS_A, ROWS_B, SIZES,
+                                          STRONGER, SWEEPS, SWEEP_TASKS, TASKS_A, jobs, read_choice, slug)
 
 # %% ../../nbs/experiments/claims.ipynb #9d9b8237
 def read(
@@ -37,7 +38,8 @@ def read(
 
 # %% ../../nbs/experiments/claims.ipynb #204b82a9
 KINDS = dict(source=('source',), nuisance=NUISANCE, strength=STRONGER, companion=('companion',))
-HALVES = dict(noise=NUISANCE[:2], jpeg=NUISANCE[2:])   # of the nuisance: what pre-training teaches, and what it does not
+# of the nuisance: what pre-training teaches, and what it does not
+HALVES = dict(noise=NUISANCE[:2], jpeg=NUISANCE[2:])
 
 def level(
     rec,         # a record
@@ -76,7 +78,10 @@ def level_table(recs, inputs, rows, regimes=LEVELS, tasks=TASKS_A):
     "Mean PSNR of the inputs and of rows, for each task and regime, in dB; `inputs` is a record of `input_scores`."
     recs = alike(recs, rows, tasks); seeds = sorted({k[2] for k in recs})
     of = lambda r, t, g: _mean(r['result'][t]['test'][g]['psnr'])
-    return _table(['task', 'regime', 'as it is', *rows], [[t, g, f'{of(inputs, t, g):.2f}', *(f'{_mean(of(recs[n,t,s], t, g) for s in seeds):.2f}' for n in rows)] for t in tasks for g in regimes], left=2)
+    return _table(['task', 'regime', 'as it is', *rows],
+                  [[t, g, f'{of(inputs, t, g):.2f}',
+                    *(f'{_mean(of(recs[n,t,s], t, g) for s in seeds):.2f}' for n in rows)] for t in tasks
+                   for g in regimes], left=2)
 
 # %% ../../nbs/experiments/claims.ipynb #3519ec4f
 def interval(
@@ -102,7 +107,8 @@ def effect(
     for t in tasks:
         at = 'ten' if ten else t
         d = [x-y for s in sorted({k[2] for k in recs}) if (a,at,s) in recs and (b,at,s) in recs
-             and None not in (x := level(recs[a,at,s], t, kind, part), y := level(recs[b,at,s], t, kind, part))]
+             and None not in (x := level(recs[a,at,s], t, kind, part),
+                              y := level(recs[b,at,s], t, kind, part))]
         if d: out[t] = interval(d)
     if out: out['mean'] = interval([m for m,_ in list(out.values())])
     return out
@@ -120,20 +126,28 @@ def plot_effects(
     alike=False,  # one scale for all panels
 ):
     "The effect of each row over `base`: a dot per task, a bar for the mean with its interval."
-    high = -(-len(kinds)//3) if len(rows) > 5 else 1; across = -(-len(kinds)//high)      # many rows: three panels a line
-    fig, axs = plt.subplots(high, across, figsize=(9 if high > 1 else 7.4, high*(.26*len(rows)+1.2)), sharey=True, sharex=alike, dpi=80, squeeze=False); axs = axs.ravel()
+    # many rows: three panels a line
+    high = -(-len(kinds)//3) if len(rows) > 5 else 1; across = -(-len(kinds)//high)
+    fig, axs = plt.subplots(high, across, figsize=(9 if high > 1 else 7.4, high*(.26*len(rows)+1.2)),
+                            sharey=True, sharex=alike, dpi=80, squeeze=False)
+    axs = axs.ravel()
     for ax,kind in zip(axs, kinds):
         for i,r in enumerate(rows):
             e = effect(recs, r, base, kind, tasks)
             if not e: continue
-            m,h = e['mean']; ax.barh(i, m, height=.6, color='C0', alpha=.35, xerr=None if math.isnan(h) else h)
+            m,h = e['mean']
+            ax.barh(i, m, height=.6, color='C0', alpha=.35, xerr=None if math.isnan(h) else h)
             for j,t in enumerate(tasks):
                 if t in e: ax.plot(e[t][0], i, 'osD^'[j%4], ms=4, color=f'C{j+1}', label=t if i==0 else None)
-        ax.axvline(0, color='k', lw=.6); ax.set(title=kind, xlabel=f'dB over {base}', yticks=range(len(rows)), yticklabels=[names.get(r, r) for r in rows])
+        ax.axvline(0, color='k', lw=.6)
+        ax.set(title=kind, xlabel=f'dB over {base}', yticks=range(len(rows)),
+               yticklabels=[names.get(r, r) for r in rows])
     for ax in axs[len(kinds):]: ax.axis('off')
     axs[0].invert_yaxis(); fig.tight_layout(); return axs[:len(kinds)]
 
-rows = [r for r in ROWS_A if r != 'scratch' and any(k[0]==r for k in recs['a'])] if 'recs' in globals() else []
+# %% ../../nbs/experiments/claims.ipynb #2506ace0
+rows = ([r for r in ROWS_A if r != 'scratch' and any(k[0]==r for k in recs['a'])]
+        if 'recs' in globals() else [])
 
 # %% ../../nbs/experiments/claims.ipynb #1894a11c
 def pairs_of(recs, a, b='scratch'):
@@ -142,36 +156,53 @@ def pairs_of(recs, a, b='scratch'):
 
 def _cell(e): return '—' if e is None else f'{e[0]:+.2f}' + ('' if math.isnan(e[1]) else f'<br>±{e[1]:.2f}')
 
-def effect_table(recs, rows, base='scratch', kinds=('source','nuisance','noise','jpeg','strength','companion'), tasks=TASKS_A, turned=False):
+def effect_table(recs, rows, base='scratch',
+                 kinds=('source','nuisance','noise','jpeg','strength','companion'), tasks=TASKS_A,
+                 turned=False):
     "The same as a table in Markdown, with the number of pairs of runs; noise and jpeg are the two halves of the nuisance. `turned`: `base` less each row."
     two = lambda r: (base, r) if turned else (r, base)
-    return _table([f'dB of {base} over' if turned else f'dB over {base}', 'pairs', *kinds], [[r, pairs_of(recs, *two(r)), *(_cell(effect(recs, *two(r), k, tasks).get('mean')) for k in kinds)] for r in rows if r != base])
+    return _table([f'dB of {base} over' if turned else f'dB over {base}', 'pairs', *kinds],
+                  [[r, pairs_of(recs, *two(r)),
+                    *(_cell(effect(recs, *two(r), k, tasks).get('mean')) for k in kinds)]
+                   for r in rows if r != base])
 
-def task_table(recs, rows, base='scratch', kinds=('source','noise','jpeg','strength','companion'), tasks=TASKS_A):
+# %% ../../nbs/experiments/claims.ipynb #781b8806
+def task_table(recs, rows, base='scratch', kinds=('source','noise','jpeg','strength','companion'),
+               tasks=TASKS_A):
     "The effect for each task; the interval is over seeds."
     pairs = lambda r, t: pairs_of({k: v for k,v in recs.items() if k[1]==t}, r, base)
-    return _table([f'dB over {base}', 'task', 'pairs', *kinds], [[r, t, pairs(r, t), *(_cell(effect(recs, r, base, k, (t,)).get(t)) for k in kinds)] for r in rows for t in tasks], left=2)
+    return _table([f'dB over {base}', 'task', 'pairs', *kinds],
+                  [[r, t, pairs(r, t), *(_cell(effect(recs, r, base, k, (t,)).get(t)) for k in kinds)]
+                   for r in rows for t in tasks], left=2)
 
-def seed_table(recs, rows, base='scratch', kinds=('source','nuisance','noise','jpeg','strength','companion'), tasks=TASKS_A):
+def seed_table(recs, rows, base='scratch', kinds=('source','nuisance','noise','jpeg','strength','companion'),
+               tasks=TASKS_A):
     "The mean effect with its interval over seeds, see `by_seed`, for rows with two seeds or more."
     both = {r: len(seeds_of(recs, r, tasks) & seeds_of(recs, base, tasks)) for r in rows}
-    return _table([f'dB over {base}', 'seeds', *kinds], [[r, n, *(_cell(by_seed(recs, r, base, k, tasks)) for k in kinds)] for r,n in both.items() if n > 1])
+    return _table([f'dB over {base}', 'seeds', *kinds],
+                  [[r, n, *(_cell(by_seed(recs, r, base, k, tasks)) for k in kinds)]
+                   for r,n in both.items() if n > 1])
 
 # %% ../../nbs/experiments/claims.ipynb #0d261af4
 def kept(recs, row, task=None, seeds=None):
     "Median over runs of the generation loss on clean photographs after fine-tuning; None if a row has no such loss."
-    v = [r['result']['gen'] for (n,t,s),r in recs.items() if n == row and task in (None, t) and (seeds is None or s in seeds)]
+    v = [r['result']['gen'] for (n,t,s),r in recs.items() if n == row and task in (None, t)
+         and (seeds is None or s in seeds)]
     return None if not v or None in v else statistics.median(v)
 
 def kept_table(recs, rows, tasks=TASKS_A):
     "The generation loss that is left, for each row and task."
     v = lambda r, t: kept(recs, r, t)
-    return _table(['generation loss', *tasks], [[r, *('—' if v(r,t) is None else f'{v(r,t):.2f}' for t in tasks)] for r in rows if any(v(r,t) is not None for t in tasks)])
+    return _table(['generation loss', *tasks],
+                  [[r, *('—' if v(r,t) is None else f'{v(r,t):.2f}' for t in tasks)]
+                   for r in rows if any(v(r,t) is not None for t in tasks)])
 
 # %% ../../nbs/experiments/claims.ipynb #34e7670d
 def remembered(recs, base='scratch', kind='noise', tasks=TASKS_A):
     "A list of (row, task, seed, log10 of the generation loss that is left, dB over `base` of the same task and seed), for each run that has such a loss."
-    return [(n, t, s, math.log10(r['result']['gen']), level(r, t, kind)-level(recs[base,t,s], t, kind)) for (n,t,s),r in sorted(recs.items()) if r['result'].get('gen') and t in tasks and (base,t,s) in recs]
+    return [(n, t, s, math.log10(r['result']['gen']), level(r, t, kind)-level(recs[base,t,s], t, kind))
+            for (n,t,s),r in sorted(recs.items()) if r['result'].get('gen') and t in tasks
+            and (base,t,s) in recs]
 
 def slopes(dots):
     "dB per tenfold generation loss, by least squares within each task with a level for each seed, and their mean with its interval: {task: slope, 'mean': (mean, half width)}."
@@ -183,18 +214,27 @@ def slopes(dots):
         if var: out[t] = sum(x*y for x,y in v)/var
     return out | ({'mean': interval([*out.values()])} if out else {})
 
+# %% ../../nbs/experiments/claims.ipynb #8fa54a32
 def plot_memory(dots, ax=None, base='scratch', kind='noise'):
     "The dots of `remembered`, a colour for each task, a mark for each row."
-    ax = ax or plt.subplots(figsize=(7.6,3.4), dpi=80)[1]; tasks, rows = (list(dict.fromkeys(d[i] for d in dots)) for i in (1,0)); marks = 'osD^v<>pPX*hd8H'
-    for r,t in dict.fromkeys(d[:2] for d in dots): ax.plot(*zip(*((10**x,y) for n,u,_,x,y in dots if (n,u)==(r,t))), marks[rows.index(r)%len(marks)], ms=4, color=f'C{TASKS_A.index(t)+1}', ls='')
+    ax = ax or plt.subplots(figsize=(7.6,3.4), dpi=80)[1]
+    tasks, rows = (list(dict.fromkeys(d[i] for d in dots)) for i in (1,0))
+    marks = 'osD^v<>pPX*hd8H'
+    for r,t in dict.fromkeys(d[:2] for d in dots):
+        ax.plot(*zip(*((10**x,y) for n,u,_,x,y in dots if (n,u)==(r,t))), marks[rows.index(r)%len(marks)],
+                ms=4, color=f'C{TASKS_A.index(t)+1}', ls='')
     for t in tasks: ax.plot([], [], 's', color=f'C{TASKS_A.index(t)+1}', label=t)
     for i,r in enumerate(rows): ax.plot([], [], marks[i%len(marks)], color='gray', label=r)
-    ax.axhline(0, color='k', lw=.4); ax.set(xscale='log', xlabel='generation loss after fine-tuning', ylabel=f'{kind}: dB over {base}'); ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1,.5)); ax.figure.tight_layout(); return ax
+    ax.axhline(0, color='k', lw=.4)
+    ax.set(xscale='log', xlabel='generation loss after fine-tuning', ylabel=f'{kind}: dB over {base}')
+    ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1,.5))
+    ax.figure.tight_layout(); return ax
 
 # %% ../../nbs/experiments/claims.ipynb #345af138
 def point(recs, row, kinds=('source','nuisance'), tasks=TASKS_A, part='test'):
     "Levels in dB, mean over tasks and seeds, or None if a task has no record."
-    per = [[_mean([level(recs[row,t,s], t, k, part) for s in ss]) if (ss := sorted(s for n,u,s in recs if (n,u)==(row,t))) else None for t in tasks] for k in kinds]
+    per = [[_mean([level(recs[row,t,s], t, k, part) for s in ss])
+            if (ss := sorted(s for n,u,s in recs if (n,u)==(row,t))) else None for t in tasks] for k in kinds]
     return None if any(None in v for v in per) else tuple(map(_mean, per))
 
 # %% ../../nbs/experiments/claims.ipynb #b29fb2de
@@ -202,10 +242,16 @@ def seeds_in(recs):
     "The seeds of some records, in words."
     s = sorted({k[2] for k in recs}); return f"seed{'s' if len(s) > 1 else ''} {', '.join(map(str, s))}"
 
-FRONTS = {'plain supervision: half of the steps, all, as long': (('scratch, half','scratch','scratch, equal time'),'x--'), 'full: a quarter, half, three quarters for pre-training': (('full, pre 25','full','full, pre 75'),'o-'), 'pre-trained': (('pre-trained',),'s'), 'augmented': (('scratch, augmented','pre-trained, augmented'),'^:')}
+FRONTS = {'plain supervision: half of the steps, '
+          'all, as long': (('scratch, half','scratch','scratch, equal time'),'x--'),
+          'full: a quarter, half, three quarters for pre-training': (('full, pre 25','full','full, pre 75'),
+              'o-'), 'pre-trained': (('pre-trained',),'s'),
+          'augmented': (('scratch, augmented','pre-trained, augmented'),'^:')}
 
-PLACES = {'full': (-6,4,'right'), 'pre-trained': (7,2,'left'), 'full, pre 25': (7,-9,'left')}   # of names that would lie on another
+# of names that would lie on another
+PLACES = {'full': (-6,4,'right'), 'pre-trained': (7,2,'left'), 'full, pre 25': (7,-9,'left')}
 
+# %% ../../nbs/experiments/claims.ipynb #1a2359f5
 def plot_front(
     recs, tasks=TASKS_A,
     lines=FRONTS,  # label -> (rows that a line joins, style)
@@ -219,21 +265,26 @@ def plot_front(
         if not ps or not names and ps == [('full',point(recs, 'full', tasks=tasks))]: continue
         at = [*zip(*(p for _,p in ps))]; l, = ax.plot(*at, mark, ms=5 if names else 2, lw=.8, label=label)
         if not names: ax.scatter(*at, s=[8*(1+i) for i in range(len(ps))], color=l.get_color(), zorder=3)
-        for i,(n,p) in enumerate(ps if names else ()): dx, dy, ha = PLACES.get(n, (0, (-11,5)[i%2], 'center')); ax.annotate(n, p, fontsize=7, xytext=(dx,dy), textcoords='offset points', ha=ha)
+        for i,(n,p) in enumerate(ps if names else ()):
+            dx, dy, ha = PLACES.get(n, (0, (-11,5)[i%2], 'center'))
+            ax.annotate(n, p, fontsize=7, xytext=(dx,dy), textcoords='offset points', ha=ha)
     if not names: ax.legend(fontsize=6, loc='center left', bbox_to_anchor=(1,.5))
-    ax.set(xlabel='source, dB', ylabel='nuisance, dB', title=f'Source against nuisance, {seeds_in(recs)}'); ax.margins(.2); fig.tight_layout(); return ax
+    ax.set(xlabel='source, dB', ylabel='nuisance, dB', title=f'Source against nuisance, {seeds_in(recs)}')
+    ax.margins(.2); fig.tight_layout(); return ax
 
 # %% ../../nbs/experiments/claims.ipynb #f53d2c0b
 def public_table(recs, rows, base='scratch', tasks=TASKS_A):
     "The effect over `base` on each public set, seeds averaged; the interval is over seeds."
     sets = [(t,n) for t in tasks for n in PUBLIC.get(t, ())]
-    return _table([f'dB over {base}', *(f'{n} ({t})' for t,n in sets)], [[r, *(_cell(effect(recs, r, base, n, (t,)).get(t)) for t,n in sets)] for r in rows])
+    return _table([f'dB over {base}', *(f'{n} ({t})' for t,n in sets)],
+                  [[r, *(_cell(effect(recs, r, base, n, (t,)).get(t)) for t,n in sets)] for r in rows])
 
 # %% ../../nbs/experiments/claims.ipynb #795d04a9
 def family(name, choice):
     "(row, value) of each row that changes one setting, the full method with its own value among them, in order."
     own = dict(mix=GEN['mix'], **DEEP, **(choice or {})).get(name)
-    at = {n: float(n.split()[1]) for n in SWEEPS if n.split()[0]==name and ',' not in n} | ({} if own is None else {'full': own})
+    at = ({n: float(n.split()[1]) for n in SWEEPS if n.split()[0]==name and ',' not in n}
+          | ({} if own is None else {'full': own}))
     return sorted(at.items(), key=lambda nv: nv[1])
 
 def sweep(recs, name, task, kind, choice):
@@ -245,19 +296,31 @@ def sweep(recs, name, task, kind, choice):
     return out
 
 # %% ../../nbs/experiments/claims.ipynb #b53f690e
-def plot_sweeps(recs, choice, names=('mix','rate','cut','mu','lam_reg','ratio','t'), kinds=('source','nuisance')):
+def plot_sweeps(recs, choice, names=('mix','rate','cut','mu','lam_reg','ratio','t'),
+                kinds=('source','nuisance')):
     "A panel for each setting that was varied; solid: source, dashed: nuisance; under `t`, marks at the steps that were matched."
     names = [n for n in names if any(n_ in swept_rows(recs) for n_,_ in family(n, choice))]
     if not names: return None
-    fig, axs = plt.subplots(1, len(names), figsize=(1.5+1.9*len(names),2.4), dpi=80, squeeze=False); axs = axs[0]
+    fig, axs = plt.subplots(1, len(names), figsize=(1.5+1.9*len(names),2.4), dpi=80, squeeze=False)
+    axs = axs[0]
     for ax,name in zip(axs, names):
         for c,t in enumerate(SWEEP_TASKS):
             for k,ls in zip(kinds, ('-','--')):
-                if ps := sweep(recs, name, t, k, choice): ax.errorbar([p[0] for p in ps], [p[1] for p in ps], [0 if math.isnan(p[2]) else p[2] for p in ps], ls=ls, marker='.', lw=1, color=f'C{c}', label=f'{t}, {k}')
-        if name in ('mu','lam_reg','ratio'): ax.set_xscale('symlog', linthresh=.001 if name!='lam_reg' else 1.); ax.set_xticks((0,1e2,1e4,1e6) if name=='lam_reg' else (0,.01,1.)); ax.minorticks_off()
-        if name == 't': [ax.plot(t, 0, '^', color=f'C{c}', ms=5) for c,k in enumerate(SWEEP_TASKS) for (n,u,_),r in recs.items() if (n,u)==('full',k) for _,t in r['result']['t']]
+                if ps := sweep(recs, name, t, k, choice):
+                    ax.errorbar([p[0] for p in ps], [p[1] for p in ps],
+                                [0 if math.isnan(p[2]) else p[2] for p in ps], ls=ls, marker='.', lw=1,
+                                color=f'C{c}', label=f'{t}, {k}')
+        if name in ('mu','lam_reg','ratio'):
+            ax.set_xscale('symlog', linthresh=.001 if name!='lam_reg' else 1.)
+            ax.set_xticks((0,1e2,1e4,1e6) if name=='lam_reg' else (0,.01,1.))
+            ax.minorticks_off()
+        if name == 't':
+            [ax.plot(t, 0, '^', color=f'C{c}', ms=5) for c,k in enumerate(SWEEP_TASKS)
+             for (n,u,_),r in recs.items() if (n,u)==('full',k) for _,t in r['result']['t']]
         ax.set(title=name); ax.axhline(0, color='k', lw=.4)
-    axs[0].set_ylabel('dB over full'); axs[-1].legend(fontsize=7, loc='center left', bbox_to_anchor=(1,.5)); fig.tight_layout(); return axs
+    axs[0].set_ylabel('dB over full')
+    axs[-1].legend(fontsize=7, loc='center left', bbox_to_anchor=(1,.5))
+    fig.tight_layout(); return axs
 
 # %% ../../nbs/experiments/claims.ipynb #1afa61d9
 WHEN = ('', ', 4 photographs', ', 16 photographs', ', 64 photographs', ', twice as long', ', medium')
@@ -269,26 +332,37 @@ def swept_rows(recs):
 def sweep_table(recs, kinds=('source','nuisance')):
     "Each changed setting against the full method, for each task; intervals are over seeds."
     cols = [(t,k) for t in SWEEP_TASKS for k in kinds]
-    return _table(['dB over full', 'runs', *(f'{t}, {k}' for t,k in cols)], [[n, sum(k[0]==n for k in recs), *(_cell(effect(recs, n, 'full', k, (t,)).get(t)) for t,k in cols)] for n in swept_rows(recs)])
+    return _table(['dB over full', 'runs', *(f'{t}, {k}' for t,k in cols)],
+                  [[n, sum(k[0]==n for k in recs),
+                    *(_cell(effect(recs, n, 'full', k, (t,)).get(t)) for t,k in cols)]
+                   for n in swept_rows(recs)])
 
 # %% ../../nbs/experiments/claims.ipynb #f8125da3
 def when_table(recs, kinds=('source','nuisance','strength'), tasks=SWEEP_TASKS):
     "Effects over `scratch` in the same circumstances, for each task, from the seeds that all circumstances have."
-    there = [w for w in WHEN if all(seeds_of(recs, r+w, tasks) for r in ('scratch','pre-trained','full'))]; recs = alike(recs, [r+w for w in there for r in ('scratch','pre-trained','full')], tasks)
+    there = [w for w in WHEN if all(seeds_of(recs, r+w, tasks) for r in ('scratch','pre-trained','full'))]
+    recs = alike(recs, [r+w for w in there for r in ('scratch','pre-trained','full')], tasks)
     cols = [(t,k) for t in tasks for k in kinds]
-    return _table([seeds_in(recs), 'row', *(f'{t}, {k}' for t,k in cols)], [[w.strip(', ') or 'as above', r, *(_cell(effect(recs, r+w, 'scratch'+w, k, (t,)).get(t)) for t,k in cols)] for w in there for r in ('pre-trained','full')], left=2)
+    return _table([seeds_in(recs), 'row', *(f'{t}, {k}' for t,k in cols)],
+                  [[w.strip(', ') or 'as above', r,
+                    *(_cell(effect(recs, r+w, 'scratch'+w, k, (t,)).get(t)) for t,k in cols)] for w in there
+                   for r in ('pre-trained','full')], left=2)
 
 # %% ../../nbs/experiments/claims.ipynb #7e6c5f38
 def in_ten(recs, a, b, kind='source', but=()):
     "task -> dB by which row a is better than row b in Setting B."
-    return {t: m for t,(m,_) in effect(recs, a, b, kind, TASKS, ten=True).items() if t != 'mean' and t not in but}
+    return {t: m for t,(m,_) in effect(recs, a, b, kind, TASKS, ten=True).items() if t != 'mean'
+            and t not in but}
 
 def ten_table(recs, rows, base='joint, scratch', kinds=('source','nuisance')):
     "Mean, median, and mean without the task that changes most, of the effects on the ten degradations; intervals over tasks."
-    e = {(r,k): in_ten(recs, r, base, k) for r in rows for k in kinds}; top = max(TASKS, key=lambda t: max(abs(v[t]) for v in e.values()))
-    cells = lambda v: (_cell(interval([*v.values()])), f'{statistics.median(v.values()):+.2f}', _cell(interval([x for t,x in v.items() if t != top])))
+    e = {(r,k): in_ten(recs, r, base, k) for r in rows for k in kinds}
+    top = max(TASKS, key=lambda t: max(abs(v[t]) for v in e.values()))
+    cells = lambda v: (_cell(interval([*v.values()])), f'{statistics.median(v.values()):+.2f}',
+                       _cell(interval([x for t,x in v.items() if t != top])))
     head = [h for k in kinds for h in (f'{k}, mean', 'median', f'without {top}')]
-    return _table([f'dB over {base}', 'runs', *head], [[r, pairs_of(recs, r, base), *(c for k in kinds for c in cells(e[r,k]))] for r in rows])
+    return _table([f'dB over {base}', 'runs', *head],
+                  [[r, pairs_of(recs, r, base), *(c for k in kinds for c in cells(e[r,k]))] for r in rows])
 
 # %% ../../nbs/experiments/claims.ipynb #b19e5d9e
 def stages_of(recs, a='t, full'):
@@ -301,11 +375,16 @@ def seen(
 )->dict:       # task -> share of all pairs
     "What each task sees of a time-sequential training, in which all that have joined are drawn alike; jointly it would be the same for each."
     steps = share(10**6, len(stages), last)
-    return {k: sum(n/len(s.tasks) for n,s in zip(steps, stages) if k in s.tasks)/sum(steps) for k in stages[-1].tasks}
+    return {k: sum(n/len(s.tasks) for n,s in zip(steps, stages) if k in s.tasks)/sum(steps)
+            for k in stages[-1].tasks}
 
-def plot_order(recs, rows=('t, full','t, full, half together'), base='joint, full', kind='source', tasks=TASKS):
+# %% ../../nbs/experiments/claims.ipynb #f14b7726
+def plot_order(recs, rows=('t, full','t, full, half together'), base='joint, full', kind='source',
+               tasks=TASKS):
     "For each task, the share of the pairs that a time-sequential training showed, against the effect over joint training; lines join a task's points."
-    fig, ax = plt.subplots(figsize=(6.6,3), dpi=80); ax.axhline(0, color='k', lw=.4); ax.axvline(1/len(tasks), color='k', lw=.4, ls=':'); at = {}
+    fig, ax = plt.subplots(figsize=(6.6,3), dpi=80)
+    ax.axhline(0, color='k', lw=.4)
+    ax.axvline(1/len(tasks), color='k', lw=.4, ls=':'); at = {}
     for i,r in enumerate(rows):
         e = effect(recs, r, base, kind, tasks, ten=True)
         if not e: continue
@@ -313,9 +392,14 @@ def plot_order(recs, rows=('t, full','t, full, half together'), base='joint, ful
         ax.plot([*part.values()], [e[k][0] for k in part], 'os'[i%2], color=f'C{i}', ms=4, label=r)
         for k,v in part.items():
             at.setdefault(k, []).append((v, e[k][0]))
-            if i == 0: ax.annotate(k + (f', t*={t[k]}' if t[k] > 1 else ''), (v, e[k][0]), fontsize=7, xytext=(-4,-9), textcoords='offset points', ha='right')
+            if i == 0:
+                ax.annotate(k + (f', t*={t[k]}' if t[k] > 1 else ''), (v, e[k][0]), fontsize=7,
+                            xytext=(-4,-9), textcoords='offset points', ha='right')
     for ps in at.values(): ax.plot(*zip(*ps), color='gray', lw=.5, zorder=0)
-    ax.set(xscale='log', xlabel='share of the pairs (dotted: joint training)', ylabel=f'{kind}: dB over {base}', title='One by one against all at once'); ax.legend(fontsize=7); ax.margins(.15); fig.tight_layout(); return ax
+    ax.set(xscale='log', xlabel='share of the pairs (dotted: joint training)',
+           ylabel=f'{kind}: dB over {base}', title='One by one against all at once')
+    ax.legend(fontsize=7); ax.margins(.15); fig.tight_layout()
+    return ax
 
 # %% ../../nbs/experiments/claims.ipynb #740d75e2
 def decide(
@@ -349,9 +433,13 @@ def verdict(recs, tasks=TASKS_A, seeds=(0,1,2)):
     "One line per claim: (claim, effect, decision). As long as a run is missing that the rule asks for, the decision is a provisional one."
     ours = best_split(recs, tasks); get = lambda base, kind: effect(recs, ours, base, kind, tasks).get('mean')
     whole = lambda n: seeds_of(recs, n, tasks) >= {*seeds}
-    def say(bases, kind): d = decide([get(b, kind) for b in bases]); return d if all(map(whole, (*SPLITS, *bases))) or d == 'not run' else f'so far {d}'
+    def say(bases, kind):
+        d = decide([get(b, kind) for b in bases])
+        return d if all(map(whole, (*SPLITS, *bases))) or d == 'not run' else f'so far {d}'
     return [(f'{ours} against {what}, {kind}', get(bases[0], kind), say(bases, kind))
-            for kind in ('nuisance','strength') for what,bases in {'plain supervision': ('scratch','scratch, equal time'), 'the augmented rival (not in the rule)': ('scratch, augmented',)}.items()]
+            for kind in ('nuisance','strength')
+            for what,bases in {'plain supervision': ('scratch','scratch, equal time'),
+                               'the augmented rival (not in the rule)': ('scratch, augmented',)}.items()]
 
 # %% ../../nbs/experiments/claims.ipynb #a5e7d608
 def first_runs(task='rainy')->dict:
@@ -365,4 +453,5 @@ def eight_gpus(
 )->dict:            # row -> device -> hours
     "Hours that some runs take."
     recipes = {k: Recipe(**r) for k,r in recipes.items()}; cost = {k: counted(r) for k,r in recipes.items()}
-    return {k: {d: sum(o.hours for o in plan_rows(r, d, cost=cost[k])) for d in devices} for k,r in recipes.items()}
+    return {k: {d: sum(o.hours for o in plan_rows(r, d, cost=cost[k])) for d in devices}
+            for k,r in recipes.items()}

@@ -35,8 +35,10 @@ def loop(source, step, ahead, steps, seed, warm=4):
     "Train the demonstration's network: seconds in calls of the stream and in everything, after `warm` steps, and prepared batches that came late."
     r, lap = demo(), []
     s = Timed(stream(source, batch=r.batch, seed=seed, ahead=ahead))
-    fit(build_net(r.spec), s, step, FitConfig(steps=steps+warm, lr=1e-4, ema=.99, seed=seed, progress=False), after=[lambda k, net, avg, log: lap.append(log['seconds'])])
-    return dict(wait=sum(s.wait[warm:]), all=sum(lap[warm:]), share=sum(s.wait[warm:])/sum(lap[warm:]), late=s.stream.soon.late)
+    fit(build_net(r.spec), s, step, FitConfig(steps=steps+warm, lr=1e-4, ema=.99, seed=seed, progress=False),
+        after=[lambda k, net, avg, log: lap.append(log['seconds'])])
+    return dict(wait=sum(s.wait[warm:]), all=sum(lap[warm:]), share=sum(s.wait[warm:])/sum(lap[warm:]),
+                late=s.stream.soon.late)
 
 # %% ../../nbs/experiments/data_speed.ipynb #ac261065
 def waiting(steps, seed):
@@ -45,7 +47,8 @@ def waiting(steps, seed):
     r, photos = demo(), [p.image for p in embedded_photos('train')]
     source = {t: Synthetic(photos, t, patch=r.patch) for t in TASKS}
     source['all ten'] = Mixture(dict(source)); source['clean'] = Clean(photos, r.patch)
-    return {k: {str(a): loop(s, pretrain_step if k == 'clean' else supervise, a, steps, seed) for a in (0, 4)} for k,s in source.items()}
+    return {k: {str(a): loop(s, pretrain_step if k == 'clean' else supervise, a, steps, seed) for a in (0, 4)}
+            for k,s in source.items()}
 
 # %% ../../nbs/experiments/data_speed.ipynb #9432f1fa
 def per_second(f, n, seconds):
@@ -61,19 +64,24 @@ def throughput(seconds, seed):
     "Pictures per second of processor time, one thread: made by each degradation, and consumed by a training step."
     torch.set_num_threads(1)
     r, photos = demo(), [p.image for p in embedded_photos('train')]
-    net, batch = build_net(r.spec), stream(Mixture({t: Synthetic(photos, t, patch=r.patch) for t in TASKS}), r.batch, ahead=0)(0)
+    net, batch = build_net(r.spec), stream(Mixture({t: Synthetic(photos, t, patch=r.patch) for t in TASKS}),
+                                           r.batch, ahead=0)(0)
     def train():
         net.zero_grad(); supervise(net, batch, None, None)['loss'].backward()
     one = {t: Synthetic(photos, t, patch=r.patch) for t in TASKS}
-    return dict(train=per_second(train, r.batch, seconds), degrade={t: per_second(lambda: degrade(batch.x, t, rng(seed)), r.batch, seconds) for t in TASKS},
-                stream={t: per_second(lambda: [s.sample(seed, 0, 0) for _ in range(r.batch)], r.batch, seconds) for t,s in one.items()})
+    return dict(train=per_second(train, r.batch, seconds),
+                degrade={t: per_second(lambda: degrade(batch.x, t, rng(seed)), r.batch, seconds)
+                         for t in TASKS},
+                stream={t: per_second(lambda: [s.sample(seed, 0, 0) for _ in range(r.batch)], r.batch,
+                                      seconds) for t,s in one.items()})
 
 # %% ../../nbs/experiments/data_speed.ipynb #40f8270e
 def spoiled(x, gen):
     "A quarter of a picture, mirrored, at half brightness, as JPEG of quality 50."
     from io import BytesIO
     from PIL import Image
-    h, w = (n//2 for n in x.shape[1:]); t, l = (int(torch.randint(n-m+1, (), generator=gen)) for n,m in zip(x.shape[1:], (h, w)))
+    h, w = (n//2 for n in x.shape[1:])
+    t, l = (int(torch.randint(n-m+1, (), generator=gen)) for n,m in zip(x.shape[1:], (h, w)))
     f = BytesIO(); Image.fromarray(to_uint8(x[:, t:t+h, l:l+w].flip(-1)*.5)).save(f, 'JPEG', quality=50)
     return torch.from_numpy(np.array(Image.open(f))).permute(2, 0, 1).float()/255
 
@@ -94,13 +102,15 @@ def _verify(matches, test, train):
 def _honest(prints):
     "Suspicions among pairs of different photographs, and how many such pairs there are."
     h = len(prints)//2
-    moved = lambda a, b: [m._replace(test=m.test+a, train=m.train+b) for m in candidates(prints[a:a+h], prints[b:b+h])]
+    moved = lambda a, b: [m._replace(test=m.test+a, train=m.train+b)
+                          for m in candidates(prints[a:a+h], prints[b:b+h])]
     return moved(0, h) + [m for o in (0, h) for m in moved(o, o) if m.test < m.train], h*h + h*(h-1)
 
 def _planted(pics, seed, n_train, n_test):
     "Test and training fingerprints: half of the pictures leaked as copies, the others honest, the rest made up."
     half, r = len(pics)//2, np.random.default_rng(seed)
-    copies, prints = [spoiled(x, rng(seed, 'copy', i)) for i,x in enumerate(pics[:half])], [fingerprint(x) for x in pics]
+    copies, prints = ([spoiled(x, rng(seed, 'copy', i)) for i,x in enumerate(pics[:half])],
+                      [fingerprint(x) for x in pics])
     train = [fingerprint(x) for x in copies] + prints[half:] + crowd(prints, n_train-len(pics), r)
     return copies, prints, prints[:half] + crowd(prints, n_test-half, r), train
 
@@ -110,23 +120,33 @@ def search(folder, n_train, n_test, seed):
     torch.set_num_threads(1)
     paths = files(folder); pics = [load_image(p) for p in paths]; half = len(pics)//2
     copies, prints, test, train = _planted(pics, seed, n_train, n_test)
-    honest, pairs = _honest(prints)                                        # no two of these show the same thing
+    honest, pairs = _honest(prints)  # no two of these show the same thing
     most = math.ceil((len(honest)+3)/pairs*n_train*n_test)
     clock = lambda: (time.process_time(), time.perf_counter())
     t0 = clock(); found = candidates(test, train); t1 = clock()
     real = [m for m in found if m.test < half and m.train < len(pics)]
     leaks = _verify(real, lambda i: pics[i], lambda j: copies[j] if j < half else pics[j])
-    false = [m._replace(test=k % half, train=half+k*7 % half) for k,m in zip(range(most), itertools.cycle(real))]
+    false = [m._replace(test=k % half, train=half+k*7 % half)
+             for k,m in zip(range(most), itertools.cycle(real))]
     wrong = _verify(false, lambda i: load_image(paths[i]), lambda j: load_image(paths[j])); t2 = clock()
-    return dict(places=[sum(len(p.bits) for p in s) for s in (train, test)], suspects=len(found), planted=half, planted_found=len({i for i,j in leaks if i == j}), wrong=sum(i != j for i,j in leaks),
-        honest_pairs=pairs, honest_suspects=len(honest), honest_reported=len(_verify(honest, pics.__getitem__, pics.__getitem__)), false_verified=len(false), false_reported=len(wrong),
+    return dict(places=[sum(len(p.bits) for p in s) for s in (train, test)], suspects=len(found),
+                planted=half, planted_found=len({i for i,j in leaks if i == j}),
+                wrong=sum(i != j for i,j in leaks),
+        honest_pairs=pairs, honest_suspects=len(honest),
+        honest_reported=len(_verify(honest, pics.__getitem__, pics.__getitem__)), false_verified=len(false),
+        false_reported=len(wrong),
         cpu=[t1[0]-t0[0], t2[0]-t1[0]], wall=[t1[1]-t0[1], t2[1]-t1[1]])
 
 # %% ../../nbs/experiments/data_speed.ipynb #13e649ba
 #| eval: false
 if __name__ == '__main__' and '__file__' in globals():
-    ap = argparse.ArgumentParser(); ap.add_argument('--data', default=os.environ.get('DTIR_DATA'), help='for the leak search: a folder with clean/BSDS500-test'); ap.add_argument('--out', default='nbs/experiments/results/data')
+    ap = argparse.ArgumentParser()
+    ap.add_argument('--data', default=os.environ.get('DTIR_DATA'),
+                    help='for the leak search: a folder with clean/BSDS500-test')
+    ap.add_argument('--out', default='nbs/experiments/results/data')
     a = ap.parse_args(); out = Path(a.out)
-    if a.data: once(out/'leak_search.json', lambda **k: search(Path(a.data)/'clean/BSDS500-test', **k), n_train=6000, n_test=1000, seed=0)
+    if a.data:
+        once(out/'leak_search.json', lambda **k: search(Path(a.data)/'clean/BSDS500-test', **k), n_train=6000,
+             n_test=1000, seed=0)
     once(out/'throughput.json', throughput, seconds=3., seed=0)
     once(out/'waiting.json', waiting, steps=40, seed=0)

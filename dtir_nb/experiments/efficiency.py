@@ -30,7 +30,8 @@ def ratio(
     return statistics.median(a/b for a,b in zip(dress['times'], plain['times']))
 
 # %% ../../nbs/experiments/efficiency.ipynb #8b969ba3
-BACKBONES = {'NAFNet (width 64)': NAFNet, 'U-Net': UNet, 'X-Restormer': XRestormer, 'NAFNet small': nafnet_small}
+BACKBONES = {'NAFNet (width 64)': NAFNet, 'U-Net': UNet, 'X-Restormer': XRestormer,
+             'NAFNet small': nafnet_small}
 WIDTH = {'NAFNet (width 64)': dict(width=64)}
 
 def dresses(
@@ -87,11 +88,13 @@ def measure(
     for name in names:
         nets = {k: n.eval() for k,n in dresses(BACKBONES[name](**WIDTH.get(name, {}))).items()}
         took = _turns(nets, x, rounds)
-        out[name] = {k: dict(params=count_params(n), macs=count_macs(n, (1,3,256,256), torch.tensor([5], device='meta')),
+        out[name] = {k: dict(params=count_params(n),
+                             macs=count_macs(n, (1,3,256,256), torch.tensor([5], device='meta')),
                              time=statistics.median(took[k]), times=took[k]) for k,n in nets.items()}
         out[name]['sites'] = len(nets['clock'].sites)
     return out
 
+# %% ../../nbs/experiments/efficiency.ipynb #1bfea410
 def peaks(
     size=128,     # side of the picture
     names=tuple(BACKBONES),
@@ -99,12 +102,14 @@ def peaks(
 )->dict:          # backbone -> dress -> bytes
     "Peak bytes of one forward pass."
     torch.set_num_threads(1); x = torch.rand(1, 3, size, size, generator=rng(seed, 'picture'))
-    return {name: {k: peak_bytes(n.eval(), x, 5) for k,n in dresses(BACKBONES[name](**WIDTH.get(name, {}))).items()} for name in names}
+    return {name: {k: peak_bytes(n.eval(), x, 5)
+                   for k,n in dresses(BACKBONES[name](**WIDTH.get(name, {}))).items()} for name in names}
 
 # %% ../../nbs/experiments/efficiency.ipynb #69fd6c31
 def main(out='nbs/experiments/results', size=128, rounds=9, seed=0):
     "Measure what has not been."
-    return once(Path(out)/'efficiency_now.json', measure, size=size, rounds=rounds, seed=seed), once(Path(out)/'efficiency_peak.json', peaks, size=size, seed=seed)
+    return (once(Path(out)/'efficiency_now.json', measure, size=size, rounds=rounds, seed=seed),
+            once(Path(out)/'efficiency_peak.json', peaks, size=size, seed=seed))
 
 # %% ../../nbs/experiments/efficiency.ipynb #13e649ba
 #| eval: false
@@ -118,11 +123,15 @@ def cost_table(
     peak,      # what `peaks` returned
 )->str:
     "As Markdown: absolute numbers of the plain network, what is added in the other rows."
-    rows = ['| backbone | parameters [M] | GMACs at 256² | time [s] | peak memory [MB] | sites |', '|---|---:|---:|---:|---:|---:|']
+    rows = ['| backbone | parameters [M] | GMACs at 256² | time [s] | peak memory [MB] | sites |',
+            '|---|---:|---:|---:|---:|---:|']
     for name,r in result.items():
         p = r['plain']
-        rows.append(f"| **{name}** | {p['params']/1e6:.2f} | {p['macs']/1e9:.1f} | {p['time']:.2f} | {peak[name]['plain']/1e6:.1f} | {r['sites']} |")
+        rows.append(f"| **{name}** | {p['params']/1e6:.2f} | {p['macs']/1e9:.1f} | {p['time']:.2f} | "
+                    f"{peak[name]['plain']/1e6:.1f} | {r['sites']} |")
         for k in ('clock','clock + experts'):
             d = r[k]; more = lambda key: f'{100*(d[key]/p[key]-1):+.1f} %'
-            rows.append(f"| + {k} | +{(d['params']-p['params'])/1e6:.2f} ({more('params')}) | +{(d['macs']-p['macs'])/1e9:.2f} | {100*(ratio(d, p)-1):+.1f} % | {100*(peak[name][k]/peak[name]['plain']-1):+.2f} % | |")
+            rows.append(f"| + {k} | +{(d['params']-p['params'])/1e6:.2f} ({more('params')}) | "
+                        f"+{(d['macs']-p['macs'])/1e9:.2f} | {100*(ratio(d, p)-1):+.1f} % | "
+                        f"{100*(peak[name][k]/peak[name]['plain']-1):+.2f} % | |")
     return '\n'.join(rows)

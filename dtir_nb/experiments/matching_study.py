@@ -19,12 +19,14 @@ from ..conditioning import Clocked, seeded
 from ..checkpoints import load_net, save_net
 from ..training import FitConfig
 from ..pretraining import pretrain
-from ..matching import by_diffusing, by_reversing, by_score, match, mse, mse_less_mean, mse_of_gradients, referee
+from ..matching import (by_diffusing, by_reversing, by_score, match, mse, mse_less_mean,
+                              mse_of_gradients, referee)
 from .preconditioning import photographs
 from .records import once, records
 
 # %% ../../nbs/experiments/matching_study.ipynb #20171a00
-REAL = dict(noisy='noisy', rainy='rain100l', jpeg='jpeg', hazy='hazy', low_light='lowlight', blurry='blurry', raindrop='raindrop', shadowed='shadow', inpainting='inpainting')
+REAL = dict(noisy='noisy', rainy='rain100l', jpeg='jpeg', hazy='hazy', low_light='lowlight', blurry='blurry',
+            raindrop='raindrop', shadowed='shadow', inpainting='inpainting')
 ASK = dict(score=by_score, diffuse=by_diffusing, reverse=by_reversing)
 FAR = dict(mse=mse, gradients=mse_of_gradients, less_mean=mse_less_mean)
 
@@ -34,13 +36,15 @@ def real_pairs(folder, size=64, most=12):
     "Central crops of public pairs, (x, y)."
     root = Path(os.environ['DTIR_DATA'])/'pairs'/folder; fs = sorted((root/'LQ').iterdir())[:most]
     partner = {p.stem: p for p in (root/'GT').iterdir()}
-    return tuple(torch.stack([middle(load_image(p), size) for p in ps]) for ps in ([partner[f.stem] for f in fs], fs))
+    return tuple(torch.stack([middle(load_image(p), size) for p in ps])
+                 for ps in ([partner[f.stem] for f in fs], fs))
 
 def network(path, seed=0, steps=3000):
     "The pre-trained network, made once."
     with seeded(seed): net = Clocked(nafnet_small(), cosine_schedule())
     if Path(path).exists(): return load_net(path, lambda c: net).eval()
-    net = pretrain(net, photographs()[0], FitConfig(steps=steps, lr=1e-3, lr_min=1e-6, ema=.999, seed=seed), patch=64, batch=8, run=Path(path).with_suffix('')).eval()
+    net = pretrain(net, photographs()[0], FitConfig(steps=steps, lr=1e-3, lr_min=1e-6, ema=.999, seed=seed),
+                   patch=64, batch=8, run=Path(path).with_suffix('')).eval()
     save_net(net, path); return net
 
 # %% ../../nbs/experiments/matching_study.ipynb #f68a5c54
@@ -48,22 +52,32 @@ def curves(kind, task, seed, weights):
     "All ways to ask about one degradation; `kind` is 'synthetic' or 'real'."
     torch.set_num_threads(1); net = network(weights, seed)
     if kind == 'real': x, y = real_pairs(REAL[task])
-    else: x = torch.stack([middle(i, 64) for i in photographs()[1]]); y = degrade(x, task, rng(seed,'held',task), STRENGTHS[task].source)[0]
+    else:
+        x = torch.stack([middle(i, 64) for i in photographs()[1]])
+        y = degrade(x, task, rng(seed,'held',task), STRENGTHS[task].source)[0]
     out = dict(pairs=len(x))
-    for a,d in [('score',d) for d in FAR]+[('diffuse','mse')]+([('reverse','mse')] if kind=='synthetic' else []):
+    for a,d in [('score',d) for d in FAR]+[('diffuse','mse')]+([('reverse','mse')]
+        if kind=='synthetic' else []):
         few = slice(0,2) if a=='reverse' else slice(None)
         m = match(net, (x[few], y[few]), method=ASK[a], distance=FAR[d], gen=rng(seed,'ask'))
-        out[f'{a}, {d}'] = dict(t=m.t, matched=m.matched, gain=m.gain, at_input=m.at_input, at_mean=m.at_mean, curve=m.curve.mean(0).tolist(), spread=m.curve.std(0).tolist() if len(m.curve)>1 else None)
+        out[f'{a}, {d}'] = dict(t=m.t, matched=m.matched, gain=m.gain, at_input=m.at_input, at_mean=m.at_mean,
+                                curve=m.curve.mean(0).tolist(),
+                                spread=m.curve.std(0).tolist() if len(m.curve)>1 else None)
     return out
 
+# %% ../../nbs/experiments/matching_study.ipynb #d22c280b
 def noise(levels, seed, weights):
     "Gaussian noise of known levels."
-    torch.set_num_threads(1); net = network(weights, seed); x = torch.stack([middle(i, 64) for i in photographs()[1]])
-    return {str(l): {a: match(net, (x, noisy(x, rng(seed,'noise',l), l/255)[0]), method=ASK[a], gen=rng(seed,'ask')).t for a in ('score','diffuse')} for l in levels}
+    torch.set_num_threads(1); net = network(weights, seed)
+    x = torch.stack([middle(i, 64) for i in photographs()[1]])
+    return {str(l): {a: match(net, (x, noisy(x, rng(seed,'noise',l), l/255)[0]), method=ASK[a],
+                              gen=rng(seed,'ask')).t for a in ('score','diffuse')} for l in levels}
 
 def judged(task, seed, weights, ts=(1,6,20,30), steps=120):
     "The referee's mean squared error after a short fine-tune at each step."
-    torch.set_num_threads(1); net = network(weights, seed); fs, x = photographs(); x = torch.stack([middle(i, 64) for i in x])
+    torch.set_num_threads(1); net = network(weights, seed)
+    fs, x = photographs()
+    x = torch.stack([middle(i, 64) for i in x])
     y = degrade(x, task, rng(seed,'held',task), STRENGTHS[task].source)[0]
     draw = stream(Synthetic(fs, task, STRENGTHS[task].source, patch=64), batch=8, seed=seed)
     got = referee(net, draw, (x, y), ts, FitConfig(steps=steps, lr=5e-4, lr_min=1e-6, ema=.98, seed=seed))
@@ -74,12 +88,16 @@ def main(out='nbs/experiments/results/matching', net='runs/matching.safetensors'
     "Run what is missing."
     out, net = Path(out), str(net)
     once(out/'noise.json', partial(noise, weights=net), levels=[15,25,50], seed=seed)
-    for k in TASKS: once(out/f'synthetic-{k}.json', partial(curves, weights=net), kind='synthetic', task=k, seed=seed)
+    for k in TASKS:
+        once(out/f'synthetic-{k}.json', partial(curves, weights=net), kind='synthetic', task=k, seed=seed)
     for k in REAL: once(out/f'real-{k}.json', partial(curves, weights=net), kind='real', task=k, seed=seed)
-    for k in ('low_light','hazy','noisy','rainy','jpeg'): once(out/f'referee-{k}.json', partial(judged, weights=net), task=k, seed=seed)
+    for k in ('low_light','hazy','noisy','rainy','jpeg'):
+        once(out/f'referee-{k}.json', partial(judged, weights=net), task=k, seed=seed)
 
 # %% ../../nbs/experiments/matching_study.ipynb #13e649ba
 #| eval: false
 if __name__ == '__main__' and '__file__' in globals():
-    ap = argparse.ArgumentParser(); ap.add_argument('--out', default='nbs/experiments/results/matching'); ap.add_argument('--net', default='runs/matching.safetensors')
+    ap = argparse.ArgumentParser()
+    ap.add_argument('--out', default='nbs/experiments/results/matching')
+    ap.add_argument('--net', default='runs/matching.safetensors')
     main(**vars(ap.parse_args()))

@@ -27,7 +27,8 @@ SCALES = dict(faded=faded, natural=natural, edm=edm)
 def photographs(size=96):
     "Training pictures, and central crops (12,3,size,size) of the held-out ones; `$DTIR_DATA` says where they lie."
     root = Path(os.environ['DTIR_DATA'])/'clean'/'BSDS500-test'
-    fs = files(root); mid = lambda x: x[:, (x.shape[1]-size)//2:(x.shape[1]+size)//2, (x.shape[2]-size)//2:(x.shape[2]+size)//2]
+    fs = files(root)
+    mid = lambda x: x[:, (x.shape[1]-size)//2:(x.shape[1]+size)//2, (x.shape[2]-size)//2:(x.shape[2]+size)//2]
     return [load_image(f) for f in fs[:-20]], torch.stack([mid(load_image(f)) for f in fs[-20:-8]])
 
 @torch.no_grad()
@@ -51,19 +52,24 @@ def run(
     "Pre-train, denoise, match, fine-tune briefly; all scores in dB."
     torch.set_num_threads(1); fs, x = photographs()
     with seeded(seed): net = Clocked(nafnet_small(), cosine_schedule(), scale=SCALES[scale])
-    net = pretrain(net, fs, FitConfig(steps=steps, lr=1e-3, lr_min=1e-6, ema=.995, seed=seed), patch=64, batch=8).eval()
+    net = pretrain(net, fs, FitConfig(steps=steps, lr=1e-3, lr_min=1e-6, ema=.995, seed=seed), patch=64,
+                   batch=8).eval()
     out = dict(denoise={}, match={}, tune={})
     for l in (5,15,25,50,100):
         y = x+l/255*torch.randn(x.shape, generator=rng(0,'held',l))
         out['denoise'][l] = psnr_at(net, y, x, int(level_to_step(l/255, net.schedule)))
-        if l in (15,25,50): out['match'][f'noise {l}'] = match(net, (x[:,:,:64,:64], y.clamp(0,1)[:,:,:64,:64])).t
+        if l in (15,25,50):
+            out['match'][f'noise {l}'] = match(net, (x[:,:,:64,:64], y.clamp(0,1)[:,:,:64,:64])).t
     for k in tasks:
         y = degrade(x, k, rng(0,'held',k), STRENGTHS[k].source)[0]
-        m = match(net, (x[:,:,:64,:64], y[:,:,:64,:64])); out['match'][k] = m.t; out['tune'][k] = {'input': psnr_at(lambda y,t: y, y, x, 0)}
+        m = match(net, (x[:,:,:64,:64], y[:,:,:64,:64]))
+        out['match'][k] = m.t
+        out['tune'][k] = {'input': psnr_at(lambda y,t: y, y, x, 0)}
         for t in ts:
             cfg = FitConfig(steps=tune, lr=5e-4, lr_min=1e-6, ema=.99, seed=seed)
             draw = stream(Synthetic(fs, k, STRENGTHS[k].source, patch=64), batch=8, seed=seed)
-            out['tune'][k][t] = psnr_at(fit(copy.deepcopy(net), draw, partial(plain_step, t=t), cfg).eval(), y, x, t)
+            out['tune'][k][t] = psnr_at(fit(copy.deepcopy(net), draw, partial(plain_step, t=t), cfg).eval(),
+                                        y, x, t)
     return out
 
 # %% ../../nbs/experiments/preconditioning.ipynb #d1c99410
@@ -75,5 +81,7 @@ def main(out='nbs/experiments/results/preconditioning', seeds=(0,1), **kw):
 # %% ../../nbs/experiments/preconditioning.ipynb #13e649ba
 #| eval: false
 if __name__ == '__main__' and '__file__' in globals():
-    ap = argparse.ArgumentParser(); ap.add_argument('--out', default='nbs/experiments/results/preconditioning'); ap.add_argument('--seeds', type=int, nargs='*', default=(0,1))
+    ap = argparse.ArgumentParser()
+    ap.add_argument('--out', default='nbs/experiments/results/preconditioning')
+    ap.add_argument('--seeds', type=int, nargs='*', default=(0,1))
     main(**vars(ap.parse_args()))

@@ -41,7 +41,9 @@ from .records import once, records
 # %% ../../nbs/experiments/protocol.ipynb #44bf5a93
 TASKS_A = ('hazy', 'rainy', 'snowy', 'low_light')
 COMPANION = dict(rainy=('hazy',.5), snowy=('hazy',.5), hazy=('blurry',6.), low_light=('blurry',6.))
-PUBLIC = dict(hazy=('hazy',), low_light=('lowlight',), rainy=('rain100l','rain100h'), blurry=('blurry',), jpeg=('jpeg',), noisy=('noisy',), raindrop=('raindrop',), shadowed=('shadow',), inpainting=('inpainting',))
+PUBLIC = dict(hazy=('hazy',), low_light=('lowlight',), rainy=('rain100l','rain100h'), blurry=('blurry',),
+              jpeg=('jpeg',), noisy=('noisy',), raindrop=('raindrop',), shadowed=('shadow',),
+              inpainting=('inpainting',))
 
 def stronger(task):
     "The geometric mean of the trained and the hardest strength."
@@ -56,13 +58,15 @@ REGIMES = {   # name -> f(clean images, task, key) -> degraded images
     'jpeg 40':   lambda x, k, g: degrade(REGIMES['source'](x, k, g), 'jpeg', g('jpeg'), .6)[0],
     'stronger':  lambda x, k, g: degrade(x, k, g('deg'), stronger(k))[0],
     'hardest':   lambda x, k, g: degrade(x, k, g('deg'), STRENGTHS[k].hard)[0],
-    'companion': lambda x, k, g: degrade(REGIMES['source'](x, k, g), COMPANION[k][0], g('companion'), COMPANION[k][1])[0],
+    'companion': lambda x, k, g: degrade(REGIMES['source'](x, k, g), COMPANION[k][0], g('companion'),
+                                         COMPANION[k][1])[0],
 }
 NUISANCE, STRONGER = ('noise 10','noise 25','jpeg 40'), ('stronger','hardest')
 
 def degraded(x, task, regime, where):
     "Pictures of a regime; what happens to picture i depends on nothing but its place in its split."
-    return torch.cat([REGIMES[regime](v[None], task, lambda what: rng(0, 'claims', where, task, what, i)) for i,v in enumerate(x)])
+    return torch.cat([REGIMES[regime](v[None], task, lambda what: rng(0, 'claims', where, task, what, i))
+                      for i,v in enumerate(x)])
 
 # %% ../../nbs/experiments/protocol.ipynb #a42cfc0a
 @dataclass(frozen=True)
@@ -80,11 +84,15 @@ class Size:
     embedded:bool=False    # learn from the embedded photographs, for a trial of the machine
 
 # %% ../../nbs/experiments/protocol.ipynb #a43cc6ca
-SIZES = {s.name: s for s in (Size(), Size('tiny', steps=8, steps_b=8, patch=32, batch=4, samples=4, pairs=1, embedded=True), Size('full', 'paper', 400_000, 1_500_000, 128, 16, 5e-5))}
+SIZES = {s.name: s
+         for s in (Size(), Size('tiny', steps=8, steps_b=8, patch=32, batch=4, samples=4, pairs=1,
+                                embedded=True), Size('full', 'paper', 400_000, 1_500_000, 128, 16, 5e-5))}
 
 def root():
     "The folder with `clean/` and `pairs/`."
-    if 'DTIR_DATA' not in os.environ: raise ValueError('DTIR_DATA is not set: it names the folder that holds clean/ and pairs/ (or take the size "tiny")')
+    if 'DTIR_DATA' not in os.environ:
+        raise ValueError('DTIR_DATA is not set: it names the folder that holds clean/ and pairs/ (or take '
+                         'the size "tiny")')
     return Path(os.environ['DTIR_DATA'])
 
 def split():
@@ -109,7 +117,8 @@ def pictures(part, embedded=False, side=192):
 def public(name, side=256):
     "Public pairs (x, y), their middles."
     d = root()/'pairs'/name
-    return [tuple(middle(load_image(p), side)[None] for p in (gt, lq)) for lq,gt in pair_files(d/'LQ', d/'GT').pairs]
+    return [tuple(middle(load_image(p), side)[None] for p in (gt, lq))
+            for lq,gt in pair_files(d/'LQ', d/'GT').pairs]
 
 # %% ../../nbs/experiments/protocol.ipynb #a42cfc0a1
 @dataclass(frozen=True)
@@ -130,7 +139,8 @@ class Row:
 # %% ../../nbs/experiments/protocol.ipynb #603768d7
 GEN  = dict(mix=.1, clump=2, cut=1., rate=0.)
 DEEP = dict(cut=.5, rate=.05)
-def row(*parts, choice=(), **kw): return Row(gef=tuple(sorted({k: v for p in parts for k,v in p.items()}.items())), choice=choice, **kw)
+def row(*parts, choice=(), **kw):
+    return Row(gef=tuple(sorted({k: v for p in parts for k,v in p.items()}.items())), choice=choice, **kw)
 FULL = dict(choice=('mu','lam_reg','ratio'))
 
 ROWS_A = {
@@ -155,13 +165,20 @@ ROWS_A = {
 # %% ../../nbs/experiments/protocol.ipynb #231ea8bd
 def vary(name, key, values, times=None):
     "Rows of the full method with one value changed; `times` multiplies what was chosen."
-    return {f'{name} {v:g}': row(GEN, DEEP, {key: v}, choice=tuple(c for c in FULL['choice'] if c != key)) for v in values}
+    return {f'{name} {v:g}': row(GEN, DEEP, {key: v}, choice=tuple(c for c in FULL['choice'] if c != key))
+            for v in values}
 
-SWEEPS = (vary('mix', 'mix', (.02,.05,.3,.5)) | vary('rate', 'rate', (0.,.02,.2)) | vary('cut', 'cut', (.25,.75,1.)) | vary('lam_reg', 'lam_reg', (0.,10.,1e3,1e5)) | vary('mu', 'mu', (1e-4,.01,.1))
-    | {f'ratio {v:g}': row(GEN, DEEP, dict(lam_orth=v, lengths=True), choice=('mu','lam_reg')) for v in (0.,.01,.1,1.)} | {'raw orthogonality': row(GEN, DEEP, dict(lam_orth=.01), choice=('mu','lam_reg'))}
+SWEEPS = (vary('mix', 'mix', (.02,.05,.3,.5)) | vary('rate', 'rate', (0.,.02,.2))
+          | vary('cut', 'cut', (.25,.75,1.)) | vary('lam_reg', 'lam_reg', (0.,10.,1e3,1e5))
+          | vary('mu', 'mu', (1e-4,.01,.1))
+    | {f'ratio {v:g}': row(GEN, DEEP, dict(lam_orth=v, lengths=True), choice=('mu','lam_reg'))
+       for v in (0.,.01,.1,1.)}
+    | {'raw orthogonality': row(GEN, DEEP, dict(lam_orth=.01), choice=('mu','lam_reg'))}
     | {f't {t}': row(GEN, DEEP, t=t, **FULL) for t in (1,3,6,12,20,30,45)}
-    | {f'{n}, {k} photographs': replace(ROWS_A[n], few=k) for k in (4,16,64) for n in ('scratch','pre-trained','full')}
-    | {f'{n}, twice as long': replace(ROWS_A[n], tune=2*ROWS_A[n].tune) for n in ('scratch','pre-trained','full')}
+    | {f'{n}, {k} photographs': replace(ROWS_A[n], few=k) for k in (4,16,64)
+       for n in ('scratch','pre-trained','full')}
+    | {f'{n}, twice as long': replace(ROWS_A[n], tune=2*ROWS_A[n].tune)
+       for n in ('scratch','pre-trained','full')}
     | {f'{n}, medium': replace(ROWS_A[n], net='medium') for n in ('scratch','pre-trained','full')})
 SWEEP_TASKS = ('rainy','low_light')
 
@@ -199,25 +216,34 @@ SELECT_SEED = 100
 # %% ../../nbs/experiments/protocol.ipynb #b4818468
 NETS = dict(small=nafnet_small, medium=nafnet_medium, paper=partial(NAFNet, 64))
 
-def fit_config(size, steps, seed): return FitConfig(steps=steps, lr=size.lr, lr_min=1e-6, warmup=min(50, steps//10), ema=.99, seed=seed, save_every=500, progress=False)
+def fit_config(size, steps, seed):
+    return FitConfig(steps=steps, lr=size.lr, lr_min=1e-6, warmup=min(50, steps//10), ema=.99, seed=seed,
+                     save_every=500, progress=False)
+
 def place():
     "Where a run computes: on the GPU if one is in sight."
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 def quiet_machine():
     "One thread; on a GPU the same numbers every time, and float32 with all its digits as on a CPU."
-    torch.set_num_threads(1); torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
+    torch.set_num_threads(1)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
 
 def steps_of_share(size, share, b=False): return max(1, round((size.steps_b if b else size.steps)*share))
 
+# %% ../../nbs/experiments/protocol.ipynb #960aae26
 def pretrained(size, net, steps, seed, tasks, runs='runs/claims'):
     "The pre-trained network and the matching step of each task, from the file if they are there."
     where = Path(runs)/size.name/f'pre-{net}-{steps}-s{seed}'
     with seeded(seed): new = Clocked(NETS[net](), cosine_schedule()).to(place())
     if not (where/'done.json').exists():
         imgs = pictures('train', size.embedded)
-        best = pretrain(new, imgs, fit_config(size, steps, seed), patch=size.patch, batch=size.batch, run=where/'run').eval()
-        ts = {k: match(best, stream(Synthetic(imgs, k, STRENGTHS[k].source, patch=min(64, 2*size.patch), bad='trust'), batch=size.pairs, seed=seed)(0).to(place())).t for k in TASKS}
+        best = pretrain(new, imgs, fit_config(size, steps, seed), patch=size.patch, batch=size.batch,
+                        run=where/'run').eval()
+        ts = {k: match(best,
+                       stream(Synthetic(imgs, k, STRENGTHS[k].source, patch=min(64, 2*size.patch),
+                                        bad='trust'), batch=size.pairs, seed=seed)(0).to(place())).t
+              for k in TASKS}
         save_net(best, where/'net.safetensors', {}); replace_file(where/'done.json', json.dumps(ts).encode())
     return load_net(where/'net.safetensors', lambda c: new), json.loads((where/'done.json').read_text())
 
@@ -232,12 +258,14 @@ def disturbed(x, task, gen, strength=None):
 def task_source(size, r, task, strength='source'):
     "What a row learns a task from."
     imgs = pictures('train', size.embedded)[:r.few]
-    return Synthetic(imgs, task, None if strength is None else getattr(STRENGTHS[task], strength), patch=size.patch, bad='trust', **(dict(degrade=disturbed) if r.augment else {}))
+    return Synthetic(imgs, task, None if strength is None else getattr(STRENGTHS[task], strength),
+                     patch=size.patch, bad='trust', **(dict(degrade=disturbed) if r.augment else {}))
 
 # %% ../../nbs/experiments/protocol.ipynb #f33d9832
 def settings(r, choice):
     "The `FinetuneConfig` of a row, with the chosen weights."
-    picked = {dict(l2='lam_reg', ratio='lam_orth').get(k, k): choice[k] for k in r.choice} | (dict(lengths=True) if 'ratio' in r.choice else {})
+    picked = ({dict(l2='lam_reg', ratio='lam_orth').get(k, k): choice[k] for k in r.choice}
+              | (dict(lengths=True) if 'ratio' in r.choice else {}))
     return replace(PLAIN, **dict(r.gef) | picked)
 
 def held_by(net, clean, gef, r, size, seed):
@@ -266,25 +294,34 @@ def train_row(
     cfg = fit_config(size, steps_of_share(size, r.tune, b), seed)
     if not r.pre:
         with seeded(seed): net = Timeless(NETS[r.net or size.net]()).to(place())
-        return fit(net, stream(mix, batch=size.batch, seed=seed), plain_step, cfg, run=run).eval(), dict.fromkeys(tasks, 1)
+        return (fit(net, stream(mix, batch=size.batch, seed=seed), plain_step, cfg, run=run).eval(),
+                dict.fromkeys(tasks, 1))
     net, ts = pretrained(size, r.net or size.net, steps_of_share(size, r.pre, b), seed, tasks)
     t = {k: r.t or ts[k] for k in tasks}
     if r.order == 'told':
         with seeded(seed): net = Clocked(NETS[r.net or size.net](), cosine_schedule()).to(place())
     if r.experts:
         with seeded(seed, 'experts'): net = add_sites(net, partial(MoE, n=r.experts, k=min(2, r.experts)))
-    gef = replace(settings(r, choice), samples=size.samples); clean = Clean(pictures('train', size.embedded), patch=size.patch, bad='trust')
+    gef = replace(settings(r, choice), samples=size.samples)
+    clean = Clean(pictures('train', size.embedded), patch=size.patch, bad='trust')
     if b and r.order not in ('joint','told'):
-        order = sorted(tasks, key=lambda k: (t[k], k)); order = dict(t=order, late=order, reverse=order[::-1], random=[order[i] for i in torch.randperm(len(order), generator=rng(seed, 'order')).tolist()])[r.order]
-        return train_incremental(net, src, t, clean, cfg, gef, order=order, last=LAST.get(r.order), run=run, **kw).net.eval(), t
-    return finetune(net, mix, clean, t, cfg, gef, held=held_by(net, clean, gef, r, size, seed), run=run, **kw).eval(), t
+        order = sorted(tasks, key=lambda k: (t[k], k))
+        order = dict(t=order, late=order, reverse=order[::-1],
+                     random=[order[i]
+                             for i in torch.randperm(len(order), generator=rng(seed, 'order')).tolist()])[
+            r.order]
+        return train_incremental(net, src, t, clean, cfg, gef, order=order, last=LAST.get(r.order), run=run,
+                                 **kw).net.eval(), t
+    return finetune(net, mix, clean, t, cfg, gef, held=held_by(net, clean, gef, r, size, seed), run=run,
+                    **kw).eval(), t
 
 # %% ../../nbs/experiments/protocol.ipynb #80599b9a
 @torch.no_grad()
 def scored(f, x, y):
     "PSNR (dB, RGB, clipped) of each picture, and their mean SSIM."
     r = [f(v[None].to(place())).clamp(0,1).cpu() for v in y]
-    return dict(psnr=[round(psnr(a, v[None]).item(), 3) for a,v in zip(r, x)], ssim=round(sum(ssim(a, v[None]).item() for a,v in zip(r, x))/len(x), 4))
+    return dict(psnr=[round(psnr(a, v[None]).item(), 3) for a,v in zip(r, x)],
+                ssim=round(sum(ssim(a, v[None]).item() for a,v in zip(r, x))/len(x), 4))
 
 def scores_on(f, task, part, size):
     "Every regime of a task on a part of the split."
@@ -302,9 +339,12 @@ def examine(net, tasks, t, size, parts=('val','test')):
     out = {}
     for k in tasks:
         f = lambda y: net(y, t[k])
-        out[k] = {p: scores_on(f, k, p, size) for p in parts} | (dict(public=scores_public(f, k, size)) if 'test' in parts else {})
+        out[k] = ({p: scores_on(f, k, p, size) for p in parts}
+                  | (dict(public=scores_public(f, k, size)) if 'test' in parts else {}))
     x, net = pictures('val', size.embedded), copy.deepcopy(net).cpu()   # the same draws everywhere
-    with torch.no_grad(): out['gen'] = None if isinstance(net, Timeless) else round(gen_loss(net, x, rng(0, 'gen')).mean().item(), 4)
+    with torch.no_grad():
+        out['gen'] = (None if isinstance(net, Timeless)
+                      else round(gen_loss(net, x, rng(0, 'gen')).mean().item(), 4))
     return out
 
 # %% ../../nbs/experiments/protocol.ipynb #e82f7476
@@ -320,12 +360,14 @@ def cell(size, setting, name, tasks, seed, row, choice, runs='runs/claims', part
     sz, r = Size(**size), Row(**{**row, 'gef': tuple(map(tuple, row['gef'])), 'choice': tuple(row['choice'])})
     run = Path(runs)/sz.name/setting/slug(name)/f'{"ten" if len(tasks)>1 else tasks[0]}-s{seed}'
     net, t = train_row(r, sz, list(tasks), seed, choice, run)
-    return dict(t=[[k, int(v)] for k,v in t.items()], curve=curve(run)) | examine(net, list(tasks), t, sz, tuple(parts))
+    return dict(t=[[k, int(v)] for k,v in t.items()], curve=curve(run)) | examine(net, list(tasks), t, sz,
+        tuple(parts))
 
 def input_scores(size, tasks, parts=('val','test')):
     "What the degraded pictures themselves score."
     sz = Size(**size); same = lambda y: y
-    return {k: {p: scores_on(same, k, p, sz) for p in parts} | dict(public=scores_public(same, k, sz)) for k in tasks}
+    return {k: {p: scores_on(same, k, p, sz) for p in parts} | dict(public=scores_public(same, k, sz))
+            for k in tasks}
 
 # %% ../../nbs/experiments/protocol.ipynb #e5fc9793
 def jobs(
@@ -336,10 +378,16 @@ def jobs(
     "Every run, the most telling ones first."
     choice = read_choice(out, size)
     def one(setting, name, tasks, seed, r, **kw):
-        picked = {k: choice[k] for k in r.choice} if choice or not r.choice else None   # None: validation has not chosen yet
-        return setting, Path(out)/size.name/setting/slug(name)/f'{"ten" if len(tasks)>1 else tasks[0]}-s{seed}.json', dict(size=asdict(size), setting=setting, name=name, tasks=list(tasks), seed=seed, row=asdict(r), choice=picked, **kw)
-    L  = [one('select', f'{k} {v:g}', [t], SELECT_SEED, r, parts=['val']) for k,vs in candidates().items() for v,r in vs.items() for t in SWEEP_TASKS]
-    L += [one('select', n, [t], SELECT_SEED, ROWS_A[n], parts=['val']) for n in ('pre-trained','scratch') for t in SWEEP_TASKS]
+        # None: validation has not chosen yet
+        picked = {k: choice[k] for k in r.choice} if choice or not r.choice else None
+        return (setting,
+                Path(out)/size.name/setting/slug(name)/f'{"ten" if len(tasks)>1 else tasks[0]}-s{seed}.json',
+                dict(size=asdict(size), setting=setting, name=name, tasks=list(tasks), seed=seed,
+                     row=asdict(r), choice=picked, **kw))
+    L  = [one('select', f'{k} {v:g}', [t], SELECT_SEED, r, parts=['val']) for k,vs in candidates().items()
+          for v,r in vs.items() for t in SWEEP_TASKS]
+    L += [one('select', n, [t], SELECT_SEED, ROWS_A[n], parts=['val']) for n in ('pre-trained','scratch')
+          for t in SWEEP_TASKS]
     L += [one('a', n, [t], s, r) for n,r in ROWS_A.items() for s in seeds for t in TASKS_A]
     L += [one('b', n, TASKS, s, r) for n,r in ROWS_B.items() for s in seeds]
     L += [one('sweeps', n, [t], s, r) for s in seeds for n,r in SWEEPS.items() for t in SWEEP_TASKS]
@@ -363,16 +411,22 @@ def weigh(
     keep=.3,    # dB that the source may lose
 ):              # (the value chosen, [[value, source, nuisance], …] in dB against `pre-trained`)
     "Apply the rule to the candidates of one weight."
-    get = lambda n: [json.loads((Path(out)/size.name/'select'/slug(n)/f'{t}-s{SELECT_SEED}.json').read_text()) for t in SWEEP_TASKS]
+    get = lambda n: [json.loads((Path(out)/size.name/'select'/slug(n)/f'{t}-s{SELECT_SEED}.json').read_text())
+                     for t in SWEEP_TASKS]
     mean = lambda f, rs: sum(f(r, t) for r,t in zip(rs, SWEEP_TASKS))/len(rs)
-    base = get('pre-trained'); rows = {v: tuple(mean(f, get(f'{k} {v:g}'))-mean(f, base) for f in (source, nuisance)) for v in candidates()[k]}
+    base = get('pre-trained')
+    rows = {v: tuple(mean(f, get(f'{k} {v:g}'))-mean(f, base) for f in (source, nuisance))
+            for v in candidates()[k]}
     ok = {v: n for v,(s,n) in rows.items() if s >= -keep}
-    return max(ok, key=ok.get) if ok else max(rows, key=lambda v: rows[v][0]), [[v, round(s, 3), round(n, 3)] for v,(s,n) in rows.items()]
+    return (max(ok, key=ok.get) if ok else max(rows, key=lambda v: rows[v][0]),
+            [[v, round(s, 3), round(n, 3)] for v,(s,n) in rows.items()])
 
 def choose(out, size):
     "Apply the rule to all of `select` and write choice.json."
     both = {k: weigh(out, size, k) for k in candidates()}; choice = {k: c for k,(c,_) in both.items()}
-    replace_file(Path(out)/size.name/'choice.json', json.dumps(dict(choice=choice, seen={k: s for k,(_,s) in both.items()}), indent=1).encode()); return choice
+    replace_file(Path(out)/size.name/'choice.json',
+                 json.dumps(dict(choice=choice, seen={k: s for k,(_,s) in both.items()}), indent=1).encode())
+    return choice
 
 # %% ../../nbs/experiments/protocol.ipynb #43300a96
 GUESS = .2   # seconds per step before anything has been measured
@@ -381,7 +435,8 @@ def estimate(js, default=GUESS):
     "Seconds for each run that is missing, and how many there are."
     done = [(k, json.loads(p.read_text())['seconds']) for _,p,k in js if p.exists()]
     n = lambda k: steps_of_share(Size(**k['size']), k['row']['tune'], len(k['tasks'])>1)
-    rate = {s: sum(t for k,t in done if k['setting']==s)/sum(n(k) for k,_ in done if k['setting']==s) for s in {k['setting'] for k,_ in done}}
+    rate = {s: sum(t for k,t in done if k['setting']==s)/sum(n(k) for k,_ in done if k['setting']==s)
+            for s in {k['setting'] for k,_ in done}}
     return [(p, n(k)*rate.get(k['setting'], default)) for _,p,k in js if not p.exists()]
 
 def _one(path, kw):
@@ -392,7 +447,8 @@ def _pre(size, net, steps, seed): quiet_machine(); pretrained(size, net, steps, 
 def start_of(kw):
     "The pre-trained network that a run starts from, as arguments of `pretrained`; None from scratch."
     r, size = kw['row'], Size(**kw['size'])
-    return (size, r['net'] or size.net, steps_of_share(size, r['pre'], len(kw['tasks'])>1), kw['seed']) if r['pre'] else None
+    return ((size, r['net'] or size.net, steps_of_share(size, r['pre'], len(kw['tasks'])>1), kw['seed'])
+            if r['pre'] else None)
 
 def next_one(
     left,     # runs that are left, from `jobs`
@@ -429,19 +485,31 @@ def work(
 
 # %% ../../nbs/experiments/protocol.ipynb #b1811096
 def main(argv=None):
-    ap = argparse.ArgumentParser(prog='python -m dtir_nb.experiments.protocol', description='Run the experiments that have no record yet; cut ones go on.')
-    ap.add_argument('--out', default='nbs/experiments/results/claims'); ap.add_argument('--size', default='small', choices=SIZES)
-    ap.add_argument('--only', nargs='*', help='select, a, b, sweeps'); ap.add_argument('--match', default='', help='only runs whose file holds this text'); ap.add_argument('--jobs', type=int, default=1)
+    ap = argparse.ArgumentParser(prog='python -m dtir_nb.experiments.protocol',
+                                 description='Run the experiments that have no record yet; cut ones go on.')
+    ap.add_argument('--out', default='nbs/experiments/results/claims')
+    ap.add_argument('--size', default='small', choices=SIZES)
+    ap.add_argument('--only', nargs='*', help='select, a, b, sweeps')
+    ap.add_argument('--match', default='', help='only runs whose file holds this text')
+    ap.add_argument('--jobs', type=int, default=1)
     ap.add_argument('--minutes', type=float); ap.add_argument('--dry-run', action='store_true')
     a = ap.parse_args(argv); size = SIZES[a.size]
     for part in ('select','rest'):
-        js = [j for j in jobs(size, a.out) if (j[0]=='select')==(part=='select') and (not a.only or j[0] in a.only) and a.match in str(j[1])]
-        if part == 'rest' and read_choice(a.out, size) is None: js = [j for j in js if not j[2]['row']['choice']]; print('rows with a chosen weight wait until the selection is finished')
-        left = estimate(js); print(f'{part}: {len(js)-len(left)} of {len(js)} runs are there, {sum(s for _,s in left)/3600/a.jobs:.1f} hours for the rest on {a.jobs} workers')
+        js = [j for j in jobs(size, a.out) if (j[0]=='select')==(part=='select')
+              and (not a.only or j[0] in a.only) and a.match in str(j[1])]
+        if part == 'rest' and read_choice(a.out, size) is None:
+            js = [j for j in js if not j[2]['row']['choice']]
+            print('rows with a chosen weight wait until the selection is finished')
+        left = estimate(js)
+        print(f'{part}: {len(js)-len(left)} of {len(js)} runs are there, '
+              f'{sum(s for _,s in left)/3600/a.jobs:.1f} hours for the rest on {a.jobs} workers')
         if a.dry_run: continue
         work(js, a.jobs, a.minutes)
-        if part == 'rest' and not a.only: once(Path(a.out)/size.name/'input.json', input_scores, size=asdict(size), tasks=list(TASKS), parts=['test'])
-        if part == 'select' and all(p.exists() for s,p,_ in jobs(size, a.out) if s == 'select'): print('chosen:', choose(a.out, size))
+        if part == 'rest' and not a.only:
+            once(Path(a.out)/size.name/'input.json', input_scores, size=asdict(size), tasks=list(TASKS),
+                 parts=['test'])
+        if part == 'select' and all(p.exists() for s,p,_ in jobs(size, a.out) if s == 'select'):
+            print('chosen:', choose(a.out, size))
 
 # %% ../../nbs/experiments/protocol.ipynb #13e649ba
 #| eval: false
@@ -450,6 +518,10 @@ if __name__ == '__main__' and '__file__' in globals(): main()
 # %% ../../nbs/experiments/protocol.ipynb #f7d162ac
 def check_leaks(parts=('val','test')):
     "Search the training photographs for what is scored."
-    s = split(); tests = [p for k in parts for p in s[k]] + [p for d in sorted((root()/'pairs').iterdir()) for p in files(d/'GT')]
+    s = split()
+    tests = [p for k in parts for p in s[k]] + [p for d in sorted((root()/'pairs').iterdir())
+                                                for p in files(d/'GT')]
     found, errors = leaks(s['train'], tests)
-    return dict(train=len(s['train']), tests=len(tests), leaks=[['/'.join(Path(l.test).parts[-3:]), Path(l.train).name, l.score] for l in found], errors=len(errors))
+    return dict(train=len(s['train']), tests=len(tests),
+                leaks=[['/'.join(Path(l.test).parts[-3:]), Path(l.train).name, l.score] for l in found],
+                errors=len(errors))

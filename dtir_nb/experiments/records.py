@@ -14,7 +14,9 @@ from ..checkpoints import replace_file
 # %% ../../nbs/experiments/records.ipynb #0ccd49a4
 def commit():
     "The commit of the code that runs, with a + if files differ from it; outside a repository what DTIR_COMMIT says, or None."
-    def git(*a): return subprocess.run(['git', '-C', str(Path(globals().get('__file__', '.')).resolve().parent), *a], capture_output=True, text=True)
+    def git(*a):
+        return subprocess.run(['git', '-C', str(Path(globals().get('__file__', '.')).resolve().parent), *a],
+                              capture_output=True, text=True)
     try: head = git('rev-parse', '--short=12', 'HEAD')
     except OSError: return os.environ.get('DTIR_COMMIT')
     if head.returncode: return os.environ.get('DTIR_COMMIT')
@@ -23,7 +25,8 @@ def commit():
 def machine()->dict:
     "What the numbers were made on."
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return dict(cpu=_cpu(), cores=os.cpu_count(), gpu=gpu, threads=torch.get_num_threads(), torch=torch.__version__, python=platform.python_version(), system=platform.system())
+    return dict(cpu=_cpu(), cores=os.cpu_count(), gpu=gpu, threads=torch.get_num_threads(),
+                torch=torch.__version__, python=platform.python_version(), system=platform.system())
 
 def _cpu():
     try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
@@ -40,9 +43,11 @@ def once(
     if path.exists():
         old = json.loads(path.read_text())
         if old['config'] == json.loads(json.dumps(config)): return old
-        raise ValueError(f'{path} is the record of another configuration, {old["config"]}: choose another file, or delete it')
+        raise ValueError(f'{path} is the record of another configuration, {old["config"]}: choose another '
+                         f'file, or delete it')
     t = time.time(); result = run(**config)
-    rec = dict(config=config, result=result, commit=commit(), machine=machine(), seconds=round(time.time()-t, 1), date=time.strftime('%Y-%m-%d'))
+    rec = dict(config=config, result=result, commit=commit(), machine=machine(),
+               seconds=round(time.time()-t, 1), date=time.strftime('%Y-%m-%d'))
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, json.dumps(rec, indent=1).encode())
     return json.loads(path.read_text())

@@ -24,6 +24,7 @@ from .records import once, records
 
 # %% ../../nbs/experiments/search.ipynb #a5496aa6
 T_STAR = dict(rainy=2, low_light=12)
+
 BASE = dict(mu=.1, lam_reg=1., lam_orth=.01, clump=2, mix=.1)
 
 @lru_cache(1)
@@ -31,19 +32,25 @@ def start(seed, steps=600):
     "The pre-trained network and the photographs."
     torch.set_num_threads(1); fs, x = photographs()
     with seeded(seed): net = Clocked(NAFNet(12, (1,1,1), 2, (1,1,1)), cosine_schedule())
-    return pretrain(net, fs, FitConfig(steps=steps, lr=1e-3, lr_min=1e-6, ema=.99, seed=seed), patch=48, batch=8).eval(), fs, x
+    return pretrain(net, fs, FitConfig(steps=steps, lr=1e-3, lr_min=1e-6, ema=.99, seed=seed), patch=48,
+                    batch=8).eval(), fs, x
 
+# %% ../../nbs/experiments/search.ipynb #b6d861c9
 def run(seed, steps=300, **gef)->dict:
     "One fine-tune and its validation scores."
     net, fs, x = start(seed)
     tuned = net
     if steps:
         pairs = Mixture({k: Synthetic(fs, k, STRENGTHS[k].source, patch=48) for k in T_STAR})
-        tuned = finetune(copy.deepcopy(net), pairs, Clean(fs, patch=48), T_STAR, FitConfig(steps=steps, lr=1e-3, lr_min=1e-6, ema=.98, seed=seed), FinetuneConfig(samples=32, lengths=False, **gef), patch=48, batch=8).eval()
+        tuned = finetune(copy.deepcopy(net), pairs, Clean(fs, patch=48), T_STAR,
+                         FitConfig(steps=steps, lr=1e-3, lr_min=1e-6, ema=.98, seed=seed),
+                         FinetuneConfig(samples=32, lengths=False, **gef), patch=48, batch=8).eval()
     out = {}
     for k,t in T_STAR.items():
-        y = degrade(x, k, rng(0,'val',k), STRENGTHS[k].source)[0]; n = (y+10/255*torch.randn(y.shape, generator=rng(0,'nuisance',k))).clamp(0,1)
-        out[k] = dict(input=psnr_at(lambda y,t: y, y, x, t), source=psnr_at(tuned, y, x, t), nuisance=psnr_at(tuned, n, x, t))
+        y = degrade(x, k, rng(0,'val',k), STRENGTHS[k].source)[0]
+        n = (y+10/255*torch.randn(y.shape, generator=rng(0,'nuisance',k))).clamp(0,1)
+        out[k] = dict(input=psnr_at(lambda y,t: y, y, x, t), source=psnr_at(tuned, y, x, t),
+                      nuisance=psnr_at(tuned, n, x, t))
     with torch.no_grad(): out['gen'] = gen_loss(tuned, x.repeat(4,1,1,1), rng(0,'gen')).mean().item()
     return out
 
@@ -54,7 +61,8 @@ def settings():
     out |= {f'mu {v:g}': BASE | dict(mu=v, lam_orth=0. if not v else .01) for v in (0.,.01,.03,.1,.3)}
     out |= {f'lam_reg {v:g}': BASE | dict(lam_reg=v) for v in (0.,100.,1e4,1e6)}
     out |= {f'lam_orth {v:g}': BASE | dict(lam_orth=v) for v in (0.,.1)}
-    out |= {'project': BASE | dict(lam_orth=0., project=True), 'clump 1': BASE | dict(clump=1), 'clump 4': BASE | dict(clump=4)}
+    out |= {'project': BASE | dict(lam_orth=0., project=True), 'clump 1': BASE | dict(clump=1),
+            'clump 4': BASE | dict(clump=4)}
     return out
 
 def main(out='nbs/experiments/results/search', seed=0):
@@ -64,4 +72,6 @@ def main(out='nbs/experiments/results/search', seed=0):
 # %% ../../nbs/experiments/search.ipynb #13e649ba
 #| eval: false
 if __name__ == '__main__' and '__file__' in globals():
-    ap = argparse.ArgumentParser(); ap.add_argument('--out', default='nbs/experiments/results/search'); main(**vars(ap.parse_args()))
+    ap = argparse.ArgumentParser()
+    ap.add_argument('--out', default='nbs/experiments/results/search')
+    main(**vars(ap.parse_args()))

@@ -44,21 +44,26 @@ class Ship:
     seed:int=0
 
     @property
-    def description(self): return dict(backbone='NAFNet', args={k: list(v) if isinstance(v, tuple) else v for k,v in self.spec}, T=50, experts=dict(n=self.experts, k=2))
+    def description(self):
+        return dict(backbone='NAFNet', args={k: list(v) if isinstance(v, tuple) else v for k,v in self.spec},
+                    T=50, experts=dict(n=self.experts, k=2))
 
-TINY = Ship((('width',8), ('enc',(1,1)), ('middle',1), ('dec',(1,1))), 2, 4, 20, 4, 4, patch=32, batch=4, valid=1, pairs=1)
+TINY = Ship((('width',8), ('enc',(1,1)), ('middle',1), ('dec',(1,1))), 2, 4, 20, 4, 4, patch=32, batch=4,
+            valid=1, pairs=1)
 
 # %% ../../nbs/experiments/shipping.ipynb #c49c5712
 def divided(n, cfg):
     "Places among `n` photographs: those to watch, those to learn from."
-    order = torch.randperm(n, generator=rng(cfg.seed, 'valid')).tolist(); return order[:cfg.valid], order[cfg.valid:]
+    order = torch.randperm(n, generator=rng(cfg.seed, 'valid')).tolist()
+    return order[:cfg.valid], order[cfg.valid:]
 
 def photographs(
     data,        # directory with `clean/`, or None: only the embedded photographs
     cfg:Ship,
 ):               # lists of (3,H,W): for training, for validation
     "What the network learns from, and what it is watched on."
-    files = sorted(p for p in (Path(data)/'clean').rglob('*') if p.suffix.lower() in ('.png','.jpg','.jpeg')) if data else []
+    files = (sorted(p for p in (Path(data)/'clean').rglob('*') if p.suffix.lower() in ('.png','.jpg','.jpeg'))
+             if data else [])
     imgs = [load_image(p) for p in files] + [p.image for p in embedded_photos('train')]
     watched, learnt = divided(len(imgs), cfg)
     return [imgs[i] for i in learnt], [imgs[i] for i in watched]
@@ -73,13 +78,18 @@ def validation(imgs, side=128):
 # %% ../../nbs/experiments/shipping.ipynb #1acc9f8d
 GEF = FinetuneConfig(mu=.01, lam_orth=0., lengths=False, project=True, clump=8)
 
-def fit_config(cfg, steps, lr=None): return FitConfig(steps=steps, lr=lr or cfg.lr, lr_min=1e-6, warmup=min(100, steps//10), ema=.995 if steps>500 else .9, seed=cfg.seed, save_every=max(50, min(500, steps//4)), progress=False)
+def fit_config(cfg, steps, lr=None):
+    return FitConfig(steps=steps, lr=lr or cfg.lr, lr_min=1e-6, warmup=min(100, steps//10),
+                     ema=.995 if steps>500 else .9, seed=cfg.seed, save_every=max(50, min(500, steps//4)),
+                     progress=False)
 
 def prepare(cfg, imgs, out):
     "Stages 1 and 2: the pre-trained network and its matching steps."
     with seeded(cfg.seed): net = build_net(cfg.description | dict(experts=None))
-    net = pretrain(net, imgs, fit_config(cfg, cfg.pre), patch=cfg.patch, batch=cfg.batch, run=out/'pretrain').eval()
-    return net, {k: match(net, stream(s, batch=cfg.pairs, seed=cfg.seed+1)(0)) for k,s in pairs_of(imgs, 64).items()}
+    net = pretrain(net, imgs, fit_config(cfg, cfg.pre), patch=cfg.patch, batch=cfg.batch,
+                   run=out/'pretrain').eval()
+    return net, {k: match(net, stream(s, batch=cfg.pairs, seed=cfg.seed+1)(0))
+                 for k,s in pairs_of(imgs, 64).items()}
 
 def tune(cfg, imgs, net, matches, out):
     "Stage 3 and 4: one after the other, then all together."
@@ -87,8 +97,10 @@ def tune(cfg, imgs, net, matches, out):
     full.load_state_dict(net.state_dict(), strict=False)
     clean, kw = Clean(imgs, patch=cfg.patch, bad='trust'), dict(patch=cfg.patch, batch=cfg.batch)
     held = hold(full, clean, GEF, cfg.seed)
-    h = train_incremental(full, pairs_of(imgs, cfg.patch), matches, clean, fit_config(cfg, cfg.stages), GEF, run=out/'stages', **kw)
-    return finetune(h.net, Mixture(pairs_of(imgs, cfg.patch)), clean, {k: m.t for k,m in matches.items()}, fit_config(cfg, cfg.settle), GEF, held=held, run=out/'settle', **kw).eval()
+    h = train_incremental(full, pairs_of(imgs, cfg.patch), matches, clean, fit_config(cfg, cfg.stages), GEF,
+                          run=out/'stages', **kw)
+    return finetune(h.net, Mixture(pairs_of(imgs, cfg.patch)), clean, {k: m.t for k,m in matches.items()},
+                    fit_config(cfg, cfg.settle), GEF, held=held, run=out/'settle', **kw).eval()
 
 # %% ../../nbs/experiments/shipping.ipynb #ed2e469b
 class Varied:
@@ -101,15 +113,18 @@ class Varied:
         u = torch.rand(6, generator=g).tolist()
         zoom, gamma, colour = (.6*3**u[0], .7*2**u[1], .4+.8*u[2]) if u[3] > .3 else (1., 1., 1.)
         x, = cut([self.imgs[i]], min(math.ceil(n/zoom), *self.imgs[i].shape[1:]), g, True)
-        x = F.interpolate(x, size=(n,n), mode='bicubic', antialias=True).clamp(0,1)**gamma; grey = x.mean(1, keepdim=True)
-        x = (grey+colour*(x-grey)).clamp(0,1); y, _ = degrade(x, self.task, rng(seed, 'varied', 'degrade', self.task, epoch, i))
+        x = F.interpolate(x, size=(n,n), mode='bicubic', antialias=True).clamp(0,1)**gamma
+        grey = x.mean(1, keepdim=True)
+        x = (grey+colour*(x-grey)).clamp(0,1)
+        y, _ = degrade(x, self.task, rng(seed, 'varied', 'degrade', self.task, epoch, i))
         a, b = int(8*u[4]), int(8*u[5])
         return Batch(*(v[..., a:a+self.side, b:b+self.side] for v in (x,y)), (self.task,))
 
 def estimator(cfg, imgs, steps, out):
     "The estimator of t*, on crops of twice the side."
     with seeded(cfg.seed, 'estimator'): est = TimestepEstimator(steps, 16)
-    return train_estimator(est, Mixture({k: Varied(imgs, k, 2*cfg.patch) for k in TASKS}), fit_config(cfg, cfg.est), run=out/'estimator')
+    return train_estimator(est, Mixture({k: Varied(imgs, k, 2*cfg.patch) for k in TASKS}),
+                           fit_config(cfg, cfg.est), run=out/'estimator')
 
 # %% ../../nbs/experiments/shipping.ipynb #6c57c728
 def ship(
@@ -125,7 +140,9 @@ def ship(
     net, t = tune(cfg, imgs, net, matches, out), {k: m.t for k,m in matches.items()}
     est = estimator(cfg, imgs, t, out)
     save_restorer(out, net, cfg.description, t, est)
-    card = dict(config=asdict(cfg), data=dict(clean=len(imgs), valid=len(val)), t=t, valid=report(net, est, val, t), commit=commit(), machine=machine(), seconds=round(time.time()-t0, 1), date=time.strftime('%Y-%m-%d'))
+    card = dict(config=asdict(cfg), data=dict(clean=len(imgs), valid=len(val)), t=t,
+                valid=report(net, est, val, t), commit=commit(), machine=machine(),
+                seconds=round(time.time()-t0, 1), date=time.strftime('%Y-%m-%d'))
     (out/'card.json').write_text(json.dumps(card, indent=1)); return card
 
 @torch.no_grad()
@@ -140,5 +157,8 @@ def report(net, est, val, t):
 # %% ../../nbs/experiments/shipping.ipynb #13e649ba
 #| eval: false
 if __name__ == '__main__' and '__file__' in globals():
-    ap = argparse.ArgumentParser(description=ship.__doc__); ap.add_argument('--data', default=os.environ.get('DTIR_DATA')); ap.add_argument('--out', default='runs/ship'); ap.add_argument('--tiny', action='store_true')
+    ap = argparse.ArgumentParser(description=ship.__doc__)
+    ap.add_argument('--data', default=os.environ.get('DTIR_DATA'))
+    ap.add_argument('--out', default='runs/ship')
+    ap.add_argument('--tiny', action='store_true')
     a = ap.parse_args(); print(json.dumps(ship(a.data, a.out, TINY if a.tiny else Ship())['valid'], indent=1))
