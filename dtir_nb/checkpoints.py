@@ -263,6 +263,16 @@ def prune(
 def _score(path):
     with contextlib.suppress(CheckpointError): return read_manifest(path)['score']
 
+# %% ../nbs/07_checkpoints.ipynb #b9a5202b
+def _check_notes(run, step, state, score):
+    "Can the state and the score be kept?"
+    if score is not None and not math.isfinite(score):
+        raise CheckpointError(run, 'E_NONFINITE', f'the score of step {step} is {score}: it has to be a '
+                              f'finite number, or None')
+    if json.loads(canonical(state)) != state:
+        raise ValueError('state would come back changed from JSON: use string keys and lists, not numbers as '
+                         'keys or tuples')
+
 # %% ../nbs/07_checkpoints.ipynb #f4689264
 def save_checkpoint(
     run,            # directory of the run
@@ -273,12 +283,7 @@ def save_checkpoint(
     keep=2,         # whole checkpoints to keep, at least 2
 )->Path:            # its directory
     "Save everything or nothing; the older checkpoints stay until this one has been read back."
-    if score is not None and not math.isfinite(score):
-        raise CheckpointError(run, 'E_NONFINITE', f'the score of step {step} is {score}: it has to be a '
-                              f'finite number, or None')
-    if json.loads(canonical(state)) != state:
-        raise ValueError('state would come back changed from JSON: use string keys and lists, not numbers as '
-                         'keys or tuples')
+    _check_notes(run, step, state, score)
     files = {f'{k}.safetensors': pack(v) for k,v in tensors.items()} | {'state.json': canonical(state)}
     path = make_dir(Path(run)/'ckpt')/step_name(step)
     if path.exists() and not damage(path):

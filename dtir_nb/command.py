@@ -120,6 +120,22 @@ def train(
     if workers == 1: return main(args)
     if code := run_main([*args, '--workers', str(workers)]): raise SystemExit(code)
 
+# %% ../nbs/19a_command.ipynb #0db47c0a
+def _protocol(name):
+    "The protocol of that name."
+    from dtir_nb.metrics import PROTOCOLS
+    known = {p.name: p for p in PROTOCOLS}
+    if name not in known: raise ValueError(f'protocol is {name!r}: known are {", ".join(known)}')
+    return known[name]
+
+def _told_apart(data):
+    "Results of each folder go to a folder of its name: two of one name are refused."
+    from pathlib import Path
+    names = [Path(d).resolve().name for d in data]
+    if twice := [d for d,n in zip(data, names) if names.count(n) > 1]:
+        raise ValueError(f'data: {", ".join(twice)} share a name, and the results of each go to OUT/NAME; '
+                         'evaluate them one by one, with different --out')
+
 # %% ../nbs/19a_command.ipynb #db42e6a1
 def evaluate(
     run:str,               # directory of a finished run
@@ -136,16 +152,12 @@ def evaluate(
     from dtir_nb import metrics, perceptual
     from dtir_nb.evaluation import collect, evaluate as score, find_pairs, write_tables
     from dtir_nb.restoring import load_restorer
-    known = {p.name: p for p in metrics.PROTOCOLS}
-    if protocol not in known: raise ValueError(f'protocol is {protocol!r}: known are {", ".join(known)}')
-    if twice := [d for d in data if sum(Path(d).resolve().name == Path(o).resolve().name for o in data) > 1]:
-        raise ValueError(f'data: {", ".join(twice)} share a name, and the results of each go to OUT/NAME; '
-                         f'evaluate them one by one, with different --out')
+    how, _ = _protocol(protocol), _told_apart(data)
     R, out = load_restorer(run), Path(out or Path(run)/'eval'); R.net.to(device)
     extra = dict(perceptual=perceptual.lpips, lpips_card=perceptual.lpips_card()) if lpips else {}
     for d in data:
         name = Path(d).resolve().name
-        e = score(lambda y: R(y, task=task), find_pairs(d), known[protocol], out/name, device=device,
+        e = score(lambda y: R(y, task=task), find_pairs(d), how, out/name, device=device,
                   method=method, dataset=name, task=task or 'estimated', **extra)
         print(f'{name}\n\n{metrics.card_markdown(e.card)}\n')
     paths = write_tables(out/'tables', collect(out), protocol)

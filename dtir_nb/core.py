@@ -30,25 +30,21 @@ def check_images(
     range_=True,    # also insist on [0,1]? A noisy z = x + s·ε lies outside by nature
 )->Tensor:          # `x` itself
     "Return `x`, or raise a `ValueError` that names the argument, what is wrong with it, and the remedy."
+    def no(why): raise ValueError(f'{name} {why}')
     if not isinstance(x, Tensor):
-        raise ValueError(f'{name} is a {type(x).__name__}, not a tensor: use `load_image`, or '
-                         f'torch.from_numpy(a).permute(2,0,1)[None]/255')
+        no(f'is a {type(x).__name__}, not a tensor: use `load_image`, or '
+           'torch.from_numpy(a).permute(2,0,1)[None]/255')
     if x.ndim != 4:
-        raise ValueError(f'{name} has shape {tuple(x.shape)}, images are B×C×H×W: add a batch dimension with '
-                         f'{name}[None]')
-    if not x.is_floating_point():
-        raise ValueError(f'{name} is {x.dtype}, images are floats in [0,1]: use {name}.float()/255')
+        no(f'has shape {tuple(x.shape)}, images are B×C×H×W: add a batch dimension with {name}[None]')
+    if not x.is_floating_point(): no(f'is {x.dtype}, images are floats in [0,1]: use {name}.float()/255')
     if channels and x.shape[1] != channels:
-        raise ValueError(f'{name} has {x.shape[1]} channels where {channels} are expected (shape '
-                         f'{tuple(x.shape)})')
-    if min(x.shape) < 1: raise ValueError(f'{name} is empty: shape {tuple(x.shape)}')
+        no(f'has {x.shape[1]} channels where {channels} are expected (shape {tuple(x.shape)})')
+    if min(x.shape) < 1: no(f'is empty: shape {tuple(x.shape)}')
     lo, hi = x.detach().aminmax()
     if not (torch.isfinite(lo) and torch.isfinite(hi)):
-        raise ValueError(f'{name} holds NaN or infinity: look for a division by zero or an exploded step '
-                         f'before this call')
+        no('holds NaN or infinity: look for a division by zero or an exploded step before this call')
     if range_ and (lo < -1e-4 or hi > 1+1e-4):
-        raise ValueError(f'{name} spans [{lo:.4g}, {hi:.4g}], images span [0,1]: divide by 255, or undo a '
-                         f'normalisation, or clamp')
+        no(f'spans [{lo:.4g}, {hi:.4g}], images span [0,1]: divide by 255, or undo a normalisation, or clamp')
     return x
 
 # %% ../nbs/00_core.ipynb #228b0164

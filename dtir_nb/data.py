@@ -143,8 +143,7 @@ class Pictures:
         self.items = [Path(o) if path(o) else _one(o.image if isinstance(o, Photo) else o, n)
                       for o,n in zip(images, self.names)]
         if not self.items: raise ValueError('images is empty: a source needs at least one picture')
-        self.limits, self.seen = dict(seconds=seconds, memory=memory), {}
-        self.cache = Cache(self._read, budget)
+        self.limits, self.seen, self.cache = dict(seconds=seconds, memory=memory), {}, Cache(self._read, budget)
     def __len__(self): return len(self.items)
     def __getitem__(self, i):
         "Picture `i` as (3,H,W), uint8 or float32."
@@ -513,13 +512,21 @@ def _clean_of(stream, step):
     "First and one past the last number of the clean pictures that come with a step."
     return (stream.clump*math.floor(k*stream.mix*stream.batch/stream.clump) for k in (step, step+1))
 
+# %% ../nbs/02_data.ipynb #4eefd385
+def _check_part(step, shard, shards, batch):
+    "Is there such a part of such a batch?"
+    if step < 0 or step != int(step): raise ValueError(f'step is {step}: steps count 0, 1, 2, …')
+    if not 0 <= shard < shards: raise ValueError(f'shard is {shard} of {shards}: it counts 0..{shards-1}')
+    if batch % shards:
+        raise ValueError(f'shards is {shards}, batch is {batch}: unequal parts would weigh images unequally; '
+                         'make batch a multiple of shards')
+
 # %% ../nbs/02_data.ipynb #8b060615
 class Stream:
     "Batches by number. Built by `stream`; calling it twice with the same step gives the same batch twice."
     def __init__(self, source, batch, seed, clean, mix, clump, ahead):
-        self.source, self.batch, self.seed, self.clean, self.mix, self.clump = (source, batch, seed,
-            clean, mix, clump)
-        self.soon = Soon(self.make, ahead)
+        self.source, self.batch, self.seed = source, batch, seed
+        self.clean, self.mix, self.clump, self.soon = clean, mix, clump, Soon(self.make, ahead)
     def __call__(self,
         step:int,   # number of the optimiser step, from 0
         shard=0,    # which part of the batch: the rank
@@ -529,11 +536,7 @@ class Stream:
         return self.soon(step, shard, shards)
     def make(self, step, shard, shards):
         "Compute a batch."
-        if step < 0 or step != int(step): raise ValueError(f'step is {step}: steps count 0, 1, 2, …')
-        if not 0 <= shard < shards: raise ValueError(f'shard is {shard} of {shards}: it counts 0..{shards-1}')
-        if self.batch % shards:
-            raise ValueError(f'shards is {shards}, batch is {self.batch}: unequal parts would weigh images '
-                             f'unequally; make batch a multiple of shards')
+        _check_part(step, shard, shards, self.batch)
         items = [draw(self.source, self.seed, step*self.batch+j) for j in range(shard, self.batch, shards)]
         lo, hi = _clean_of(self, step)
         clean = [draw(self.clean, self.seed, n) for n in range(lo+shard, hi, shards)]
@@ -541,8 +544,8 @@ class Stream:
     def names(self, step, shard=0, shards=1)->list:
         "Name and round of each picture of that part, the clean ones last: 'rain-012.png, round 3'."
         lo, hi = _clean_of(self, step)
-        at = [(self.source, step*self.batch+j) for j in range(shard, self.batch, shards)] + [(self.clean, n)
-            for n in range(lo+shard, hi, shards)]
+        at = [(self.source, step*self.batch+j) for j in range(shard, self.batch, shards)]
+        at += [(self.clean, n) for n in range(lo+shard, hi, shards)]
         return [f'{_name(s, i)}, round {epoch}' for s,epoch,i in (locate(src, self.seed, n) for src,n in at)]
 
 # %% ../nbs/02_data.ipynb #94c3c49c

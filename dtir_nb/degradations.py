@@ -449,6 +449,14 @@ def refuses(
     except ValueError: return True
     return False
 
+# %% ../nbs/01_degradations.ipynb #00e05341
+def _at_the_edges(fn, x, key, s):
+    "Laws about small pictures and bad input: (law, does it hold)."
+    for h,w in ((1,1), (1,9), (33,7)):
+        yield f'a picture of {h}×{w} pixels works', fn(x[...,:h,:w], key, s)[0].isfinite().all()
+    for bad, k in ((x*255, s), (x*float('nan'), s), (x[0], s), (x, -s), (x, float('nan'))):
+        yield 'bad input is refused with a ValueError', refuses(fn, bad, key, k)
+
 # %% ../nbs/01_degradations.ipynb #810df8c3
 def check_degradation(
     fn,           # a degradation: (x, gen, strength) -> (y, params)
@@ -458,8 +466,7 @@ def check_degradation(
     "Hold a degradation to the laws; an AssertionError names the one it breaks."
     def law(name, ok):
         if not ok: raise AssertionError(f'{fn.__name__} breaks a law: {name}')
-    key = lambda n: [rng(0, 'check', i) for i in range(n)]
-    n, s, before = len(x), float(strengths[-1]), x.clone()
+    n, s, before = len(x), float(strengths[-1]), x.clone(); key = lambda n: [rng(0, 'check', i) for i in range(n)]
     y, params = fn(x, key(n), s)
     law('the input is left alone', torch.equal(x, before))
     law('y has the shape and type of x and lies in [0,1]',
@@ -472,10 +479,7 @@ def check_degradation(
         torch.allclose(fn(x, key(n), torch.tensor([s]+[0.]*(n-1)))[0], torch.cat([y[:1], x[1:]]), atol=1e-5))
     law('params are tensors with an entry for each image',
         all(isinstance(p, Tensor) and len(p)==n for p in params.values()))
-    for h,w in ((1,1), (1,9), (33,7)):
-        law(f'a picture of {h}×{w} pixels works', fn(x[...,:h,:w], key(n), s)[0].isfinite().all())
-    for bad, k in ((x*255, s), (x*float('nan'), s), (x[0], s), (x, -s), (x, float('nan'))):
-        law('bad input is refused with a ValueError', refuses(fn, bad, key(n), k))
+    for name, ok in _at_the_edges(fn, x, key(n), s): law(name, ok)
     db = [-10*(fn(x, key(n), k)[0]-x).square().mean((1,2,3)).log10().mean().item() for k in strengths]
     law(f'more strength, less PSNR: {db}', all(b < a for a,b in zip(db, db[1:])))
     return db

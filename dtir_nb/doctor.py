@@ -170,6 +170,10 @@ LAYOUTS = _rows(
     ('RainDrop', 'raindrop', r'(?P<split>train|test_a|test_b)/data/(\d+)_rain\.(?:png|jpg)',
      r'(?P<split>train|test_a|test_b)/gt/(\d+)_clean\.(?:png|jpg)', dict(train=861, test_a=58, test_b=239),
      (720, 480)),
+)
+
+# %% ../nbs/02a_doctor.ipynb #edc0e90d
+LAYOUTS += _rows(
     *[(f'Rain100{c}', 'rainy', lq, gt, n, (481, 321)) for c,k in (('H', 1800), ('L', 200)) for lq,gt,n in (
         (rf'RainTrain{c}/(?:rainy/)?rain-(\d+)\.png', rf'RainTrain{c}/(?:norain/)?norain-(\d+)\.png',
          {None: k}),
@@ -371,6 +375,17 @@ def _diagnose(g, answers, root):
             [(files_[a]['width'], files_[a]['height']) for a,_ in (g.pairs or [(p, p) for p in g.no_lq])
              if 'width' in files_.get(a, {})], files_)
 
+# %% ../nbs/02a_doctor.ipynb #7cbd0561
+def _table_row(g):
+    "What was found in a group, as a line of the table."
+    n = Counter('part' if c == 'E_NO_PARTNER' else 'fit' if c.startswith('E_PAIR') else c[0]
+                for c,_,_ in g['findings'])
+    sets = ' or '.join(f"{k} {g['split']}".strip() + (f" ({g['found']} of {v})" if v else '')
+                       for k,v in g['sets'].items()) or 'unknown'
+    return (f"| {g['folder']} | {g['task'] or 'unknown'} | {sets} | {g['found']} {g['kind']} | "
+                f"{n['part'] or ''} | {n['fit'] or ''} | {n['E'] or ''} | {n['W'] or ''} | "
+                f"{'' if g['psnr'] is None else format(g['psnr'], '.1f')} |")
+
 # %% ../nbs/02a_doctor.ipynb #4b696efa
 class Report(NamedTuple):
     "What the doctor found. `.ok`, `.table()`, `.problems()`, `.json()`."
@@ -385,15 +400,7 @@ class Report(NamedTuple):
         "One line for each group, as Markdown."
         rows = ['| folder | task | data set | pairs | no partner | do not fit | bad files | warnings '
                 '| PSNR |', '|---|---|---|---|---|---|---|---|---|']
-        for g in self.groups:
-            n = Counter('part' if c == 'E_NO_PARTNER' else 'fit' if c.startswith('E_PAIR') else c[0]
-                        for c,_,_ in g['findings'])
-            sets = ' or '.join(f"{k} {g['split']}".strip() + (f" ({g['found']} of {v})" if v else '')
-                               for k,v in g['sets'].items()) or 'unknown'
-            rows.append(f"| {g['folder']} | {g['task'] or 'unknown'} | {sets} | {g['found']} {g['kind']} | "
-                        f"{n['part'] or ''} | {n['fit'] or ''} | {n['E'] or ''} | {n['W'] or ''} | "
-                        f"{'' if g['psnr'] is None else format(g['psnr'], '.1f')} |")
-        return '\n'.join(rows)
+        return '\n'.join(rows+[_table_row(g) for g in self.groups])
     def problems(self, most=20):
         "The findings, errors first, one a line."
         all_ = sorted((c, p, w) for g in self.groups for c,p,w in g['findings'])
@@ -403,6 +410,19 @@ class Report(NamedTuple):
         "Everything, as text."
         return json.dumps(dict(root=self.root, ok=self.ok, groups=self.groups,
                                other=[os.path.relpath(p, self.root) for p in self.other]), indent=1)
+
+# %% ../nbs/02a_doctor.ipynb #fb5e424e
+def _described(g, found, sizes, psnr):
+    "A group as the report keeps it; one finding more where the pictures have not the size that was published."
+    common = Counter(sizes).most_common(5)
+    if g.size and common and common[0][0] not in (g.size, g.size[::-1]):
+        found.append(('W_SIZE', g.folder, f'{g.name} was published in {g.size[0]}×{g.size[1]}, here most are '
+                                          f'{common[0][0][0]}×{common[0][0][1]}'))
+    return dict(folder=g.folder, task=g.task, split=g.split, found=len(g.pairs) or len(g.no_lq)+len(g.no_gt),
+                sets={g.name: g.expect} if g.name else guess(g.task, sizes, psnr or 0),
+                how=g.rule if g.name else f'guessed from size and PSNR; paired by {g.rule}',
+                kind='pairs' if g.pairs else 'pictures', psnr=psnr, sizes=[[*s, n] for s,n in common],
+                findings=found)
 
 # %% ../nbs/02a_doctor.ipynb #701fdeb8
 def doctor(
@@ -421,17 +441,7 @@ def doctor(
     answers, out = iter(examine([j for js in jobs for j in js], workers, seconds, memory, progress)), []
     for g,js in zip(groups, jobs):
         found, psnr, sizes, _ = _diagnose(g, [next(answers) for _ in js], root)
-        mid = float(np.median(psnr)) if psnr else None
-        sets = {g.name: g.expect} if g.name else guess(g.task, sizes, mid or 0)
-        common = Counter(sizes).most_common(1)
-        if g.size and common and common[0][0] not in (g.size, g.size[::-1]):
-            found.append(('W_SIZE', g.folder, f'{g.name} was published in {g.size[0]}×{g.size[1]}, here most '
-                          f'are {common[0][0][0]}×{common[0][0][1]}'))
-        out.append(dict(folder=g.folder, task=g.task, sets=sets, split=g.split,
-                        how=g.rule if g.name else f'guessed from size and PSNR; paired by {g.rule}',
-                        found=len(g.pairs) or len(g.no_lq)+len(g.no_gt),
-                        kind='pairs' if g.pairs else 'pictures',
-            psnr=mid, sizes=[[*s, n] for s,n in Counter(sizes).most_common(5)], findings=found))
+        out.append(_described(g, found, sizes, float(np.median(psnr)) if psnr else None))
     return Report(str(root), out, other)
 
 # %% ../nbs/02a_doctor.ipynb #8d3eb4b5
@@ -507,6 +517,18 @@ def _masks(masks, task, strength, n):
                          f"{len(out)} masks for {n} pictures")
     return out
 
+# %% ../nbs/02a_doctor.ipynb #4c47efff
+def _told_apart(gt):
+    "The clean pictures of a folder; those whose names differ in the suffix only are refused."
+    pics, seen = files(gt), {}
+    for p in pics:
+        if (q := seen.setdefault(p.with_suffix(''), p)) is not p:
+            raise ValueError(f'gt is {os.fspath(gt)!a}, where {q.name!a} and {p.name!a} differ in their '
+                             'suffix only: their degraded sides would have one name; rename one of them')
+    return pics
+
+def _digests(lq, gt): return dict(sha256=_sha(lq), gt_sha256=_sha(gt))
+
 # %% ../nbs/02a_doctor.ipynb #f43aa61a
 def make_lq(
     gt,             # folder of clean pictures
@@ -519,27 +541,18 @@ def make_lq(
 )->Path:            # `out`
     "Write the degraded side of a folder of clean pictures; goes on where it was interrupted."
     if task not in TASKS: raise ValueError(f'task is {task!r}: choose from {", ".join(TASKS)}')
-    gt, out = Path(gt), Path(out); pics = files(gt); holes = _masks(masks, task, strength, len(pics))
-    seen = {}
-    for p in pics:
-        if (q := seen.setdefault(p.with_suffix(''), p)) is not p:
-            raise ValueError(f'gt is {os.fspath(gt)!a}, where {q.name!a} and {p.name!a} differ in their '
-                             f'suffix only: their degraded sides would have one name; rename one of them')
+    gt, out, pics = Path(gt), Path(out), _told_apart(gt); holes = _masks(masks, task, strength, len(pics))
     what = dict(task=task, seed=seed, strength=strength) | (dict(masks=len(holes)) if holes else {})
     out.mkdir(parents=True, exist_ok=True); done = _resumed(out/'lq.jsonl', what)
     with (out/'lq.jsonl').open('a') as f:
         for n,p in enumerate(tqdm(pics, disable=not progress, desc=f'make {task}')):
             rel = p.relative_to(gt).as_posix(); lq, link = (out/'LQ'/rel).with_suffix('.png'), out/'GT'/rel
-            if rel in done and lq.exists() and (_sha(lq), _sha(p)) == (done[rel]['sha256'],
-                done[rel]['gt_sha256']):
-                continue
+            if rel in done and lq.exists() and done[rel].items() >= _digests(lq, p).items(): continue
             for q in (lq, link): q.parent.mkdir(parents=True, exist_ok=True)
             y, params = _degrade_file(p, rel, task, seed, strength,
                                       _mask_of(holes, rel, n if strength == 'daclip' else None, seed))
             save_image(y, lq); _link(p, link)
-            f.write(json.dumps(dict(path=rel, **what, params=params, sha256=_sha(lq),
-                                    gt_sha256=_sha(p)))+'\n')
-            f.flush()
+            f.write(json.dumps(dict(path=rel, **what, params=params, **_digests(lq, p)))+'\n'); f.flush()
     return out
 
 # %% ../nbs/02a_doctor.ipynb #f2ae667a
@@ -608,8 +621,7 @@ def prepare(
                 f.write(''.join(json.dumps(r)+'\n' for r in _records(job, ans, place, root)))
             f.flush(); os.fsync(f.fileno()); bar.update(len(some))
     for c in mine: c.stop()
-    os.replace(part, out)
-    return out
+    os.replace(part, out); return out
 
 # %% ../nbs/02a_doctor.ipynb #df4ae870
 def manifest_pairs(

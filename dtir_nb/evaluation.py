@@ -129,6 +129,16 @@ def _write(path, text):
     "Write a file in one piece: a crash leaves the old one."
     replace_file(path, text.encode('utf-8'))
 
+# %% ../nbs/18_evaluation.ipynb #1bfc35dd
+def _check_names(names, pictures):
+    "Do the names of the pairs tell them apart, and their outputs, if those are written?"
+    if not names: raise ValueError('pairs is empty: there is nothing to evaluate')
+    twice = lambda ns: sorted(n for n,k in Counter(ns).items() if k > 1)[:3]
+    if many := twice(names): raise ValueError(f'pairs share the names {many}: names must tell pictures apart')
+    if pictures and (many := twice(str(output_name(o)) for o in names)):
+        raise ValueError(f'outputs share the names {many}: pictures of one folder must differ in more than '
+                         'the suffix')
+
 # %% ../nbs/18_evaluation.ipynb #db42e6a1
 def evaluate(
     restorer,         # any function (B,3,H,W) -> (B,3,H,W); a network is put into evaluation mode meanwhile
@@ -148,14 +158,7 @@ def evaluate(
         raise ValueError('perceptual without lpips_card: a number without the hash of its network cannot be '
                          'repeated; pass perceptual.lpips_card()')
     if not 0 <= shard < shards: raise ValueError(f'shard is {shard}: shards are numbered 0..{shards-1}')
-    names = [p.name for p in pairs]
-    if not names: raise ValueError('pairs is empty: there is nothing to evaluate')
-    if twice := sorted(n for n,k in Counter(names).items() if k > 1):
-        raise ValueError(f'pairs share the names {twice[:3]}: names must tell pictures apart')
-    if pictures and (twice := sorted(n for n,k in Counter(str(output_name(o)) for o in names).items() if k
-                                     > 1)):
-        raise ValueError(f'outputs share the names {twice[:3]}: pictures of one folder must differ in more '
-                         f'than the suffix')
+    _check_names([p.name for p in pairs], pictures)
     if (shards > 1 or pictures) and out is None:
         raise ValueError('out is None: pictures and the parts of several processes need a folder')
     rows,errors = _run(restorer, sorted(pairs, key=lambda p: p.name)[shard::shards], protocol, perceptual,

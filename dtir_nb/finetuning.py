@@ -236,6 +236,23 @@ def _total(log, due, cfg):
     return (log['rec'] + cfg.mu*due*log.get('gen', 0.) + cfg.lam_reg*log.get('reg', 0.)
             + cfg.lam_orth*log.get('orth', 0.))
 
+# %% ../nbs/15_finetuning.ipynb #439aea10
+def _fading(g, rec, held, w, cfg, ps, reduce, world, any_clean):
+    "The gradients of generation and the factor of each by its depth; 1 where projection has faded them already."
+    fade = [w[k] for k in held.names]
+    if not (cfg.project and any_clean): return g, fade
+    # faded first: a fade would bring a conflict back
+    return _projected(_plus([None]*len(g), g, fade), rec, held, ps, reduce, world), [1.]*len(g)
+
+def _where_reached(o, rec, g):
+    "What no loss reaches, as an expert that nobody chose, is not to be moved by a gradient of zero."
+    return [None if a is None and b is None else v for a,b,v in zip(rec, g, o)]
+
+def _held_back(gs, net, held, w, cfg):
+    "The importance penalty, and the gradients with its own added."
+    loss, pull = penalty_grads(net, held.theta0, held.imp, w, cfg.order)
+    return loss, _plus(gs, [pull.get(k) for k in held.names], [cfg.lam_reg]*len(gs))
+
 # %% ../nbs/15_finetuning.ipynb #71159755
 def finetune_step(
     net,         # the clocked network
@@ -248,27 +265,18 @@ def finetune_step(
     world=1,     # shards of the batch
 )->dict:         # 'grads' by parameter, and what to log
     "One step of generalisation-enhanced fine-tuning (Eq. 12, Algorithm 3)."
-    check_images(batch.x, 'batch.x')
-    check_images(batch.y, 'batch.y')
+    check_images(batch.x, 'batch.x'); check_images(batch.y, 'batch.y')
     held = Held(net, cfg) if held is None else held
     t, ps = steps_of(batch, t_star), [p for p in net.parameters() if p.requires_grad]
-    w, (n, mean_n) = (mean_weights(held.depth, t, rate=cfg.rate, rule=cfg.rule, T=net.T),
-                      _count(batch, reduce, world))
+    w = mean_weights(held.depth, t, rate=cfg.rate, rule=cfg.rule, T=net.T)
+    n, mean_n = _count(batch, reduce, world)
     log, rec, g, o = (_both(net, batch, t, gen, held, cfg, ps, reduce, world) if mean_n and cfg.mu
                       else _alone(net, batch, t, cfg, ps, reduce, world))
-    # clean pictures against those of an average step: μ stays μ however they come
-    due = n/(cfg.mix*len(batch.x)) if cfg.mix else 0.
-    g, fade = _plus([None]*len(g), g, [due]*len(g)), [w[k] for k in held.names]
-    # faded first: a fade would bring a conflict back
-    if cfg.project and mean_n:
-        g, fade = _projected(_plus([None]*len(g), g, fade), rec, held, ps, reduce, world), [1.]*len(g)
-    if cfg.lengths: o = _as_long(o, rec, reduce, world)
-    # what no loss reaches, as an expert that nobody chose, is not to be moved by a gradient of zero
-    o = [None if a is None and b is None else v for a,b,v in zip(rec, g, o)]
+    due = n/(cfg.mix*len(batch.x)) if cfg.mix else 0.  # μ stays μ, however unevenly clean pictures come
+    g, fade = _fading(_plus([None]*len(g), g, [due]*len(g)), rec, held, w, cfg, ps, reduce, world, mean_n)
+    o = _where_reached(_as_long(o, rec, reduce, world) if cfg.lengths else o, rec, g)
     gs = _plus(_plus(rec, g, [cfg.mu*f for f in fade]), o, [cfg.lam_orth*w[k] for k in held.names])
-    if cfg.lam_reg and held.imp is not None:
-        log['reg'], pull = penalty_grads(net, held.theta0, held.imp, w, cfg.order)
-        gs = _plus(gs, [pull.get(k) for k in held.names], [cfg.lam_reg]*len(gs))
+    if cfg.lam_reg and held.imp is not None: log['reg'], gs = _held_back(gs, net, held, w, cfg)
     return dict(loss=_total(log, due, cfg), grads=gs,
                 **{k: log.get(k, torch.tensor(0.)) for k in ('rec','gen','reg','orth')})
 
@@ -296,6 +304,18 @@ def hold(
     return Held(net, cfg, anchor(net),
                 Importance(*({k: v for k,v in d.items() if k not in free} for d in (imp.I1, imp.I2)), imp.n))
 
+# %% ../nbs/15_finetuning.ipynb #18f9e475
+def _draws(pairs, clean, gef, seed, patch, batch):
+    "The batches of a fine-tuning, and the clean pictures as a source."
+    if isinstance(pairs, (list,tuple)):
+        pairs = Pairs([y for _,y in pairs], [x for x,_ in pairs], 'pairs', patch=patch)
+    if isinstance(clean, (list,tuple)): clean = Clean(clean, patch=patch)
+    if clean is None and (gef.mu*gef.mix or gef.lam_reg):
+        raise ValueError('clean is None: generation and the importance of weights need clean pictures; pass '
+                         'some, or gef=PLAIN')
+    return stream(pairs, batch=batch, seed=seed, clean=clean if gef.mu else None,
+                  mix=gef.mix if gef.mu else 0., clump=gef.clump), clean
+
 # %% ../nbs/15_finetuning.ipynb #0775c4cd
 def finetune(
     net,            # pre-trained and clocked; trained in place
@@ -315,14 +335,7 @@ def finetune(
         raise ValueError(f'net is a {type(net).__name__} without a schedule: give it a clock, Clocked(net, '
                          f'cosine_schedule()), and pre-train it')
     for v in (t.values() if isinstance(t, dict) else [t]): check_steps(v, net.T, 't')
-    if isinstance(pairs, (list,tuple)):
-        pairs = Pairs([y for _,y in pairs], [x for x,_ in pairs], 'pairs', patch=patch)
-    if isinstance(clean, (list,tuple)): clean = Clean(clean, patch=patch)
-    if clean is None and (gef.mu*gef.mix or gef.lam_reg):
-        raise ValueError('clean is None: generation and the importance of weights need clean pictures; pass '
-                         'some, or gef=PLAIN')
-    draw = stream(pairs, batch=batch, seed=cfg.seed, clean=clean if gef.mu else None,
-                  mix=gef.mix if gef.mu else 0., clump=gef.clump)
+    draw, clean = _draws(pairs, clean, gef, cfg.seed, patch, batch)
     held = hold(net, clean, gef, cfg.seed) if held is None else held
     step = partial(finetune_step, t_star=t, cfg=gef, held=held, world=reduce.shards if reduce else 1)
     return fit(net, draw, step, cfg, reduce=reduce, **kw)

@@ -111,6 +111,17 @@ def _ready(net, sources, matches, val, weights='uniform'):
     for k,t in ts.items(): check_steps(t, net.T, f'matches[{k!r}]')
     return ts
 
+# %% ../nbs/16_incremental.ipynb #3514c5f2
+def _configs(cfg, n, last):
+    "The configuration of each of `n` stages: its steps, its warm-up, its seed."
+    return [replace(cfg, steps=k, warmup=min(cfg.warmup, k), seed=cfg.seed+i)
+            for i,k in enumerate(share(cfg.steps, n, last))]
+
+def _mixture(sources, weights, tasks):
+    "The sources of these tasks, with their weights."
+    return Mixture({k: sources[k] for k in tasks},
+                   {k: weights[k] for k in tasks} if isinstance(weights, dict) else weights)
+
 # %% ../nbs/16_incremental.ipynb #adfbf58e
 def train_incremental(
     net,             # pre-trained and clocked, with its experts if it is to have any; trained in place
@@ -130,14 +141,11 @@ def train_incremental(
     ts = _ready(net, sources, matches, val, weights)
     clean = Clean(clean, patch=patch) if isinstance(clean, (list,tuple)) else clean
     stages = plan(matches, order); held, rows = None, []
-    for i,(stage,steps) in enumerate(zip(stages, share(cfg.steps, len(stages), last))):
+    for i,(stage,c) in enumerate(zip(stages, _configs(cfg, len(stages), last))):
         if held is None or refresh: held = hold(net, clean, gef, cfg.seed)
-        mix = Mixture({k: sources[k] for k in stage.tasks},
-                      {k: weights[k] for k in stage.tasks} if isinstance(weights, dict) else weights)
+        mix = _mixture(sources, weights, stage.tasks)
         where = Path(run)/f'stage-{i+1:02d}-{stage.new}' if run else None
-        net = finetune(net, mix, clean, stage.t,
-                       replace(cfg, steps=steps, warmup=min(cfg.warmup, steps), seed=cfg.seed+i), gef, patch,
-                       batch, held, reduce, run=where, after=after)
+        net = finetune(net, mix, clean, stage.t, c, gef, patch, batch, held, reduce, run=where, after=after)
         if val: rows.append(scores(net, val, ts))
     return History(net, stages, rows)
 
@@ -176,6 +184,13 @@ def forgetting(
     "How far each task has fallen, at the end, from its best since it joined (0 is best): the last row of the triangle."
     return dict(zip([s.new for s in h.stages], forgetting_triangle(h)[-1].tolist()))
 
+# %% ../nbs/16_incremental.ipynb #547a574e
+def _write_into(ax, marks, color, alpha):
+    "The numbers into the cells of an image; NaN stays empty."
+    for i,j in (~marks.isnan()).nonzero().tolist():
+        ax.text(j, i, f'{marks[i,j]:.1f}', ha='center', va='center', fontsize=8, alpha=alpha(i,j),
+                color=color(i,j))
+
 # %% ../nbs/16_incremental.ipynb #05231893
 def plot_history(
     h,           # `History`
@@ -194,10 +209,8 @@ def plot_history(
         im = ax.imshow(V, aspect='auto', cmap='viridis' if ax is axs[0] else 'Reds',
                        vmin=None if ax is axs[0] else 0,
                        vmax=None if ax is axs[0] else max(1., F.nan_to_num().max().item()))
-        for (i,j) in [(i,j) for i in range(len(V)) for j in range(len(new)) if not marks[i,j].isnan()]:
-            ax.text(j, i, f'{marks[i,j]:.1f}', ha='center', va='center', fontsize=8,
-                    alpha=.6 if ax is axs[0] and j > i-off else 1., color='w' if (im.norm(V[i,j].item()) < .6)
-                    == (ax is axs[0]) else 'k')
+        _write_into(ax, marks, lambda i,j: 'w' if (im.norm(V[i,j].item()) < .6) == (ax is axs[0]) else 'k',
+                    lambda i,j: .6 if ax is axs[0] and j > i-off else 1.)
         ax.set(xticks=range(len(new)), xticklabels=new, yticks=range(len(V)),
                yticklabels=['before']*(len(V)-len(new))+[f'+ {k}' for k in new])
         fig.colorbar(im, ax=ax, label=label)

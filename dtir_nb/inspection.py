@@ -123,11 +123,10 @@ class Child:
     ): self.memory, self.module, self.p, self.buf = memory, module, None, b''
     def start(self):
         "Start the process and wait until it listens."
-        self.p, self.buf = subprocess.Popen([sys.executable, '-c', _BOOT.format(self.module),
-                                             json.dumps([p for p in sys.path if p]), str(self.memory)],
-                                            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                            stderr=subprocess.DEVNULL), b''
-        line, self.buf = _line(self.p, self.buf, 600)
+        boot = [sys.executable, '-c', _BOOT.format(self.module), json.dumps([p for p in sys.path if p]),
+                str(self.memory)]
+        self.p = subprocess.Popen(boot, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        line, self.buf = _line(self.p, b'', 600)
         if line != b'ready':
             raise RuntimeError(f'the inspecting process does not start: try `python -c "import '
                                f'{self.module}"`')

@@ -18,7 +18,7 @@ from .training import FitConfig, differentiate, fit
 from .pretraining import gen_loss
 from .moe import MoE
 from .orthogonality import _gpus, _replayed
-from .finetuning import FinetuneConfig, Held, _again, _plus, _split, hold, rec_losses, steps_of
+from .finetuning import FinetuneConfig, Held, _again, _draws, _plus, _split, hold, rec_losses, steps_of
 from .layer_decay import mean_weights
 
 # %% ../nbs/15a_large.ipynb #63eae7dc
@@ -220,14 +220,7 @@ def finetune_sliced(
         raise ValueError('reduce has to be a team from `fsdp()`: whole networks are fine-tuned by `finetune`')
     check_sliced(gef, net)
     for v in (t.values() if isinstance(t, dict) else [t]): check_steps(v, net.T, 't')
-    if isinstance(pairs, (list,tuple)):
-        pairs = Pairs([y for _,y in pairs], [x for x,_ in pairs], 'pairs', patch=patch)
-    if isinstance(clean, (list,tuple)): clean = Clean(clean, patch=patch)
-    if clean is None and (gef.mu*gef.mix or gef.lam_reg):
-        raise ValueError('clean is None: generation and the importance of weights need clean pictures; pass '
-                         'some, or gef=PLAIN')
-    draw = stream(pairs, batch=batch, seed=cfg.seed, clean=clean if gef.mu else None,
-                  mix=gef.mix if gef.mu else 0., clump=gef.clump)
+    draw, clean = _draws(pairs, clean, gef, cfg.seed, patch, batch)
     held = SlicedHeld(hold(net, clean, gef, cfg.seed) if held is None else held)
     return fit(net, draw, partial(sliced_step, t_star=t, cfg=gef, held=held, team=reduce), cfg,
                reduce=reduce, **kw)

@@ -417,6 +417,15 @@ def start_rival(r:Recipe, out, scale, device):
                              str(out), '--scale', scale, '--seed', str(r.seed), '--device', str(device)],
                             env=env, stdout=log, stderr=log)
 
+# %% ../nbs/19_launch.ipynb #bba9de04
+def _estimator(r, matches, out, device):
+    "Trained to tell the degradations of a recipe apart, on pictures that are degraded on the fly."
+    with seeded(r.seed, 'estimator'):
+        who = TimestepEstimator({k: m.t for k,m in matches.items()}, width=12).to(device)
+    source = Mixture({k: Synthetic(photos('train'), k, patch=max(r.patch,48)) for k in r.tasks})
+    cfg = fit_config(r, r.est, 2e-3)
+    return train_estimator(who, source, cfg, batch=r.batch, run=out/'estimator').cpu()
+
 # %% ../nbs/19_launch.ipynb #a94a3b44
 def run_demo(
     scale='default',     # 'tiny', 'default' or 'large'
@@ -431,12 +440,7 @@ def run_demo(
         print(f'plain supervision trains beside it, in a process of its own (its log: {out}/plain.log)')
         net, matches, h = train_ours(r, out, device)
         print('5 an estimator of the degradation, for photographs of which nothing is known')
-        with seeded(r.seed, 'estimator'):
-            who = TimestepEstimator({k: m.t for k,m in matches.items()}, width=12).to(device)
-        who = train_estimator(who,
-                              Mixture({k: Synthetic(photos('train'), k, patch=max(r.patch,48))
-                                       for k in r.tasks}), fit_config(r, r.est, 2e-3), batch=r.batch,
-                              run=out/'estimator').cpu()
+        who = _estimator(r, matches, out, device)
         net = net.cpu(); save_restorer(out, net, r.spec, {k: m.t for k,m in matches.items()}, who)
         print('6 waiting for the rival'); rival.wait()
     finally:

@@ -8,6 +8,7 @@ __all__ = ['MIRROR', 'blobs', 'Print', 'fingerprint', 'distance', 'similar', 'Ma
 
 # %% ../nbs/02b_leaks.ipynb #19d18911
 import base64, hashlib, html, io, json, math, os, zipfile
+from functools import partial
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -284,6 +285,13 @@ def _load_prints(path):
                 for k,a,b,c,w,s in zip(d['keys'], *cols, d['whole'], d['size'])}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile): return {}
 
+# %% ../nbs/02b_leaks.ipynb #98c1f1c8
+def _proof(tests, trains, m):
+    "A suspect, looked at: what the two pictures have in common."
+    a, b = (load_image(p, alpha='ignore') for p in (tests[m.test], trains[m.train]))
+    score, share, box = overlay(a, b, m)
+    return Leak(str(tests[m.test]), str(trains[m.train]), round(score, 3), round(share, 3), m, box)
+
 # %% ../nbs/02b_leaks.ipynb #a2e3fcf6
 def leaks(
     train,          # folder or list of files
@@ -300,12 +308,8 @@ def leaks(
     done = [fingerprints(ps, workers, cache and Path(cache)/f'{name}.npz', progress)
             for ps,name in zip(sides, ('train', 'test'))]
     (a, ap, ea), (b, bp, eb) = done
-    def prove(m):
-        score, share, box = overlay(load_image(bp[m.test], alpha='ignore'),
-                                    load_image(ap[m.train], alpha='ignore'), m)
-        return Leak(str(bp[m.test]), str(ap[m.train]), round(score, 3), round(share, 3), m, box)
     with ThreadPoolExecutor(workers) as pool:
-        found = list(tqdm(pool.map(prove, sus := candidates(b, a, least) if a and b else []), total=len(sus),
+        found = list(tqdm(pool.map(partial(_proof, bp, ap), sus := candidates(b, a, least) if a and b else []), total=len(sus),
                           disable=not progress, desc='prove', leave=False))
     best = {}
     for l in found:

@@ -53,6 +53,18 @@ def last_step(sched, alpha=.5):
     if not 0 < alpha <= 1: raise ValueError(f'alpha is {alpha}: a share of the amplitude lies in (0,1]')
     return int((sched.alpha >= alpha).nonzero().max().clamp(min=1))
 
+# %% ../nbs/10_matching.ipynb #69fec520
+def _answers(net, x, y, ts, sched, method, distance, gen):
+    "How far the answers at the steps `ts` (k,) are from the clean pictures, (B,k), from one call of the network."
+    k, t = len(ts), ts.repeat_interleave(len(x)); xs = x.repeat(k,1,1,1)
+    out = method(net, y.repeat(k,1,1,1), t, sched, gen)
+    _same(out, xs, "the network's answer", 'the clean pictures')
+    d = distance(out, xs)
+    if d.shape != t.shape:
+        raise ValueError(f'distance returned shape {tuple(d.shape)} for {len(t)} pictures: return one number '
+                         'for each, (B,)')
+    return d.view(k,-1).T
+
 # %% ../nbs/10_matching.ipynb #80599b9a
 @torch.no_grad()
 def match_curve(
@@ -74,14 +86,7 @@ def match_curve(
     t_max = check_steps(last_step(sched) if t_max is None else t_max, sched.T, 't_max', low=1)
     n, cols = max(1, chunk//len(x)), []
     for ts in torch.arange(1, t_max+1, device=x.device).split(n):
-        t, k = ts.repeat_interleave(len(x)), len(ts); xs = x.repeat(k,1,1,1)
-        out = method(net, y.repeat(k,1,1,1), t, sched, gen)
-        _same(out, xs, "the network's answer", 'the clean pictures')
-        d = distance(out, xs)
-        if d.shape != t.shape:
-            raise ValueError(f'distance returned shape {tuple(d.shape)} for {len(t)} pictures: return one '
-                             f'number for each, (B,)')
-        cols.append(d.view(k,-1).T)
+        cols.append(_answers(net, x, y, ts, sched, method, distance, gen))
     return torch.cat(cols, 1)
 
 # %% ../nbs/10_matching.ipynb #5fdc5c1f

@@ -60,8 +60,7 @@ class MoE(nn.Module):
                and torch.is_grad_enabled() else sparse_mixture)
         return h + mix(self.experts, h, *self.gates(h, e))
 
-    # the last routing belongs to a batch, not to a copy
-    def __getstate__(self): return {**self.__dict__, 'routing': None}
+    def __getstate__(self): return {**self.__dict__, 'routing': None}  # that is a batch's, not a copy's
 
 # %% ../nbs/14_moe.ipynb #c9d3b211
 @patch

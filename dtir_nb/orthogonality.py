@@ -198,6 +198,23 @@ def _where(shallow, params, eps):
                          f'choose it from the trained parameters')
     return [ids[id(p)] for p in shallow]
 
+# %% ../nbs/12_orthogonality.ipynb #97ae074e
+def _stacked(part, shallow):
+    "The gradients of groups on the shallow parameters, one row for each: (groups, parameters)."
+    if not part: return shallow[0].new_zeros(0, sum(p.numel() for p in shallow))
+    return torch.stack([_flat(gs, shallow) for gs in part])
+
+def _pull(loss, flat, fs, shallow, eps):
+    "Gradient of the orthogonality loss, as one vector: by displacing the weights for each group, or by double backward."
+    if not eps: return _flat(_grads(loss, shallow, 'the orthogonality loss'), shallow)
+    jobs = zip(fs, torch.cat(flat).detach(), torch.cat(torch.autograd.grad(loss, flat)))
+    return sum(_displaced(f, shallow, g, v, eps) for f,g,v in jobs)
+
+def _spread(values, where, n):
+    "The values at their places among `n`, None elsewhere."
+    at = dict(zip(where, values))
+    return [at.get(k) for k in range(n)]
+
 # %% ../nbs/12_orthogonality.ipynb #8ec904ae
 def orthogonality_step(
     gen,            # functions () -> losses (m,), one per group of generation samples; the same numbers at each call
@@ -210,28 +227,19 @@ def orthogonality_step(
 )->Orthogonal:
     "Every gradient that a fine-tuning step needs, at little more than the price of two plain gradients."
     where, digits = _where(shallow, params, eps), partial(every_digit, shallow[0].device.type)
+    exact = digits if eps else contextlib.nullcontext
     if eps: gen, rec = ([_replayed(f, _gpus(shallow[:1])) for f in fs] for fs in (gen, rec))
-    # first: no graph is alive yet, and no weight displaced, if a loss waits for other shards
-    trained = _each(rest, params, 'rest', False)
-    with digits() if eps else contextlib.nullcontext():
-        g, r = _each(gen, shallow, 'gen', not eps), _each(rec, params, 'rec', not eps)
-    flat = [torch.stack([_flat(gs, shallow) for gs in part]) if part else shallow[0].new_zeros(0,
-                sum(p.numel() for p in shallow))
-            for part in ([gs for _,_,gs in g], [[gs[k] for k in where] for _,_,gs in r])]
+    trained = _each(rest, params, 'rest', False)  # before any weight is displaced: a loss may wait for other shards
+    with exact(): g, r = _each(gen, shallow, 'gen', not eps), _each(rec, params, 'rec', not eps)
+    flat = [_stacked([gs for _,_,gs in g], shallow), _stacked([[gs[k] for k in where] for _,_,gs in r], shallow)]
     if eps: flat = [f.detach().requires_grad_() for f in flat]
     if reduce is None and sum(map(len, flat)) < 2:
-        raise ValueError(f'gen and rec hold {len(gen)}+{len(rec)} groups: an angle takes two; '
-                         f'use more groups')
+        raise ValueError(f'gen and rec hold {len(gen)}+{len(rec)} groups: an angle takes two, use more')
     with digits(): loss = _orthogonality(*flat, reduce=reduce, world=world)
-    if eps:
-        vs = torch.autograd.grad(loss, flat)
-        jobs = zip([*gen, *rec], torch.cat(flat).detach(), torch.cat(vs))
-        with digits(): pull = sum(_displaced(f, shallow, g0, v, eps) for f,g0,v in jobs)
-    else: pull = _flat(_grads(loss, shallow, 'the orthogonality loss'), shallow)
-    orth = dict(zip(where, (o.view_as(p) for o,p in zip(pull.split([p.numel() for p in shallow]), shallow))))
-    l_gen, g_mean = _mean(g); l_rec, r_mean = _mean(r+trained); g_mean = dict(zip(where, g_mean))
-    return Orthogonal(loss.detach(), l_gen, l_rec, [g_mean.get(k) for k in range(len(params))], r_mean,
-                      [orth.get(k) for k in range(len(params))])
+    with exact(): pull = _pull(loss, flat, [*gen, *rec], shallow, eps)
+    orth = [o.view_as(p) for o,p in zip(pull.split([p.numel() for p in shallow]), shallow)]
+    (l_gen, g_mean), (l_rec, r_mean), n = _mean(g), _mean(r+trained), len(params)
+    return Orthogonal(loss.detach(), l_gen, l_rec, _spread(g_mean, where, n), r_mean, _spread(orth, where, n))
 
 # %% ../nbs/12_orthogonality.ipynb #6d2c946c
 def displaced_agreement(

@@ -38,16 +38,14 @@ class Team:
     ):
         on = dist.is_available() and dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if on else (0, 1)
-        self.shards, self.exact, self.patience, self.split = (self.world if shards is None else shards, exact,
-            patience, split)
+        self.shards, self.exact = self.world if shards is None else shards, exact
+        self.patience, self.split = patience, split
         if self.shards < 1 or self.shards % self.world:
-            raise ValueError(f'{self.shards} shards over {self.world} workers: take a multiple '
-                             f'of the workers')
+            raise ValueError(f'{shards} shards over {self.world} workers: take a multiple of the workers')
         if exact and self.shards & (self.shards-1):
             raise ValueError(f'shards={self.shards}: the exact sum wants 1, 2, 4, 8, …; `ddp` '
                              f'takes any number')
-        n = self.shards//self.world
-        self.mine = range(self.rank*n, self.rank*n+n)
+        n = self.shards//self.world; self.mine = range(self.rank*n, self.rank*n+n)
 
     def mean(self,
         parts,      # one tensor for each shard of this worker

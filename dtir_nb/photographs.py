@@ -122,8 +122,7 @@ def read_photo(
                 if _negative(im): a = 65535-a
             except ImageError: raise
             except MemoryError:
-                raise ImageError(path, 'E_TOO_LARGE', 'not enough memory to decode it; scale the '
-                                 'picture down') from None
+                raise ImageError(path, 'E_TOO_LARGE', 'not enough memory to decode; scale it down') from None
             except Exception as e: raise _damage(path, e) from None
     bits = 16 if deep is not None or up.mode.startswith('I') else 8
     if bits == 16 and (a.min() < 0 or a.max() > 65535):

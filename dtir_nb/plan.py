@@ -150,6 +150,14 @@ def counted(r:Recipe)->dict:
     "`count` of each stage that has steps."
     return {k: count(r, k) for k in ('pre','tune') if getattr(r, k)}
 
+# %% ../nbs/18c_plan.ipynb #7c22843d
+def _stages(r, cost, per, gib):
+    "A row for each stage of fine-tuning."
+    steps = stage_steps(r)
+    name = lambda i: 'fine-tuning' if len(steps) == 1 else f'stage {i+1}, {i+1} task' + 's'*(i>0)
+    return [Row(name(i), s, s*r.batch, s*cost['tune'][0], s*per['tune']/3600, gib('tune'))
+            for i,s in enumerate(steps) if s]
+
 # %% ../nbs/18c_plan.ipynb #c1a93bc3
 def rows(
     r:Recipe,
@@ -175,10 +183,7 @@ def rows(
                gib('pre'))] if r.pre else []
     for name,images,ops in (('matching', look, fwd(look, 64)), ('importance', crops, 3*fwd(crops, r.patch))):
         out.append(Row(name, 0, images, ops, ops/(rate/n)/3600, gib('tune') if r.tune else 0.))
-    stages = stage_steps(r)
-    return out + [Row('fine-tuning' if len(stages) == 1 else f'stage {i+1}, {i+1} task' + 's'*(i>0), s,
-                      s*r.batch, s*cost['tune'][0], s*per['tune']/3600, gib('tune'))
-                  for i,s in enumerate(stages) if s]
+    return out+_stages(r, cost, per, gib)
 
 # %% ../nbs/18c_plan.ipynb #4ebcf4d8
 def plan_markdown(

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'SETTING_A', 'SETTING_B', 'ABLATIONS', 'RECIPES', 'Recipe', 'gef', 'spec', 'fit_config', 'stage_steps',
-           'check_recipe', 'demo', 'setting_a', 'setting_b', 'ablation', 'parse', 'with_settings', 'recipe', 'write',
-           'read_recipe', 'check_config', 'photos', 'files_of', 'sources', 'clean_pictures', 'team_of']
+           'check_team', 'check_recipe', 'demo', 'setting_a', 'setting_b', 'ablation', 'parse', 'with_settings',
+           'recipe', 'write', 'read_recipe', 'check_config', 'photos', 'files_of', 'sources', 'clean_pictures',
+           'team_of']
 
 # %% ../nbs/18b_recipes.ipynb #e4623d41
 import difflib, json, os
@@ -47,8 +48,7 @@ class Recipe:
 
     def __post_init__(self):
         for f in fields(self):
-            if isinstance(getattr(self, f.name), list):
-                object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
+            if isinstance(v := getattr(self, f.name), list): object.__setattr__(self, f.name, tuple(v))
         check_recipe(self)
 
 # %% ../nbs/18b_recipes.ipynb #5bd79331
@@ -75,6 +75,19 @@ def stage_steps(r)->list:
 
 Recipe.spec = property(spec)
 
+# %% ../nbs/18b_recipes.ipynb #f6916b3e
+def check_team(r, no):
+    "Can these workers do it? Calls `no(key, why)` if not."
+    if r.batch % r.shards: no('shards', f'does not divide the batch of {r.batch}')
+    if r.team == 'exact' and r.shards & (r.shards-1):
+        no('shards', "has to be 1, 2, 4, 8, … for the exact sum; team='ddp' takes any number")
+    if r.amp and r.lam_orth and r.team == 'fsdp':
+        no('amp', 'turns the finite differences of the orthogonality loss into noise where the network lies '
+           'in slices: set lam_orth=0 (project=True is its first-order form), or amp=')
+    if r.team == 'fsdp' and (r.experts or len(r.tasks) > 1 and r.order != 'joint'):
+        no('team', 'keeps the network in slices, which carry neither experts (experts=0) nor stages (one '
+           'task, or order=joint); the orthogonality loss goes in its displaced form')
+
 # %% ../nbs/18b_recipes.ipynb #9943c625
 def check_recipe(r):
     "Refuse settings that are out of range or exclude one another, with what to do instead."
@@ -93,15 +106,7 @@ def check_recipe(r):
                + (' (fine-tuning brings its own gradients, which float16 cannot scale: take bf16)'
                   if getattr(r, k) == 'fp16' else ''))
     if r.experts and r.top > r.experts: no('top', f'is more than the {r.experts} experts there are')
-    if r.batch % r.shards: no('shards', f'does not divide the batch of {r.batch}')
-    if r.team == 'exact' and r.shards & (r.shards-1):
-        no('shards', "has to be 1, 2, 4, 8, … for the exact sum; team='ddp' takes any number")
-    if r.amp and r.lam_orth and r.team == 'fsdp':
-        no('amp', 'turns the finite differences of the orthogonality loss into noise where the network lies '
-           'in slices: set lam_orth=0 (project=True is its first-order form), or amp=')
-    if r.team == 'fsdp' and (r.experts or len(r.tasks) > 1 and r.order != 'joint'):
-        no('team', 'keeps the network in slices, which carry neither experts (experts=0) nor stages (one '
-           'task, or order=joint); the orthogonality loss goes in its displaced form')
+    check_team(r, no)
     if r.data and sorted(s.split('/')[0] for s in r.sets) != sorted(r.tasks):
         no('sets', f'names one data set for each of tasks={r.tasks}: task/data set/split')
     if not 0 <= r.last < 1: no('last', 'is a fraction of the fine-tuning, at least 0 and below 1')

@@ -163,6 +163,11 @@ class Estimate(NamedTuple):
     sure: float    # its probability
     probs: dict    # of every degradation, and of 'clean'
 
+# %% ../nbs/17_restoring.ipynb #e27a5414
+def _block(i, o):
+    "`i` channels in, `o` out, at half the size."
+    return nn.Sequential(nn.Conv2d(i,o,3,2,1), nn.GroupNorm(4,o), nn.SiLU(), nn.Conv2d(o,o,3,1,1), nn.SiLU())
+
 # %% ../nbs/17_restoring.ipynb #af94993f
 class TimestepEstimator(nn.Module):
     "Reads the degradation, and thus t*, off a degraded picture."
@@ -172,10 +177,7 @@ class TimestepEstimator(nn.Module):
     ):
         super().__init__()
         self.t, self.names, c = dict(t), (*t, 'clean'), width
-        def block(i, o):
-            return nn.Sequential(nn.Conv2d(i,o,3,2,1), nn.GroupNorm(4,o), nn.SiLU(),
-                                 nn.Conv2d(o,o,3,1,1), nn.SiLU())
-        self.body = nn.Sequential(block(9,c), block(c,2*c), block(2*c,4*c))
+        self.body = nn.Sequential(_block(9,c), _block(c,2*c), _block(2*c,4*c))
         self.head = nn.Linear(8*c+6, len(self.names))
 
     def forward(self,
@@ -214,6 +216,9 @@ def train_estimator(
     "Train an estimator on the pairs that the restorer is trained on."
     return fit(net, stream(pairs, batch=batch, seed=cfg.seed), estimator_step, cfg, **kw).eval()
 
+# %% ../nbs/17_restoring.ipynb #4c1bc0bc
+def _parameters(net): return net.parameters() if isinstance(net, nn.Module) else ()
+
 # %% ../nbs/17_restoring.ipynb #010559b0
 class Restorer:
     "Restores pictures of any size with one pass per tile."
@@ -228,8 +233,8 @@ class Restorer:
         leave:float=.5,     # leave a picture alone that is clean with this probability
     ):
         self.net, self.t, self.estimator = net.eval() if isinstance(net, nn.Module) else net, t, estimator
-        self.tile, self.overlap, self.ensemble, self.settle, self.leave = (tile, overlap, ensemble,
-            settle, leave)
+        self.tile, self.overlap, self.ensemble = tile, overlap, ensemble
+        self.settle, self.leave = settle, leave
         if tile and not 0 < overlap < tile:
             raise ValueError(f'overlap is {overlap}, tile is {tile}: the overlap lies between 0 and the tile')
 
@@ -237,8 +242,7 @@ class Restorer:
     def T(self): return getattr(self.net, 'T', 1000)
     @property
     def device(self):
-        return next((p.device for p in self.net.parameters()), torch.device('cpu')) if isinstance(self.net,
-            nn.Module) else torch.device('cpu')
+        return next((p.device for p in _parameters(self.net)), torch.device('cpu'))
     def step(self, img, task=None, t=None): return choose_step(self, img, task, t)
     def __call__(self, img, task=None, t=None, progress=None):
         return run_restorer(self, img, task, t, progress)
@@ -475,16 +479,19 @@ def _work(load, jobs, conn, threads, *args):
     conn.send('ready')
     for rel in jobs: conn.send(_attempt(R, *args[:2], rel, *args[2:]))
 
+# %% ../nbs/17_restoring.ipynb #211231f0
+def _employ(ctx, load, jobs, workers, args):
+    "A process for some jobs: the pipe through which its outcomes come, (process, jobs left, has it told that it is ready)."
+    here, there = ctx.Pipe(False); threads = max(1, torch.get_num_threads()//workers)
+    p = ctx.Process(target=_work, args=(load, jobs, there, threads, *args), daemon=True)
+    p.start(); there.close()
+    return here, (p, list(jobs), [])
+
 # %% ../nbs/17_restoring.ipynb #a3040f93
 def _crew(load, jobs, workers, args):
     "Yield the outcomes of jobs that are spread over processes; a worker that dies is replaced, and its file named."
     ctx, teams = get_context('spawn'), {}
-    def start(jobs):
-        here, there = ctx.Pipe(False)
-        p = ctx.Process(target=_work,
-                        args=(load, jobs, there, max(1, torch.get_num_threads()//workers), *args),
-                        daemon=True)
-        p.start(); there.close(); teams[here] = (p, list(jobs), [])
+    def start(jobs): teams.update([_employ(ctx, load, jobs, workers, args)])
     for i in range(workers):
         if jobs[i::workers]: start(jobs[i::workers])
     while teams:

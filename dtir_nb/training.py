@@ -364,9 +364,8 @@ def fit(
 )->nn.Module:           # the running average of `net`, or `net` itself if cfg.ema is 0
     "Train `net`. The only training loop of the library."
     team = reduce or Team(); net, avg, ps = prepare(net, team, cfg, groups); mine = [local(p) for p in ps]
-    gradient, fast = (sliced_gradient if team.split else team_gradient, torch.compile(net)
-                      if cfg.compile else net)
-    opt, moves = adam(mine, cfg, groups), (moving(avg), moving(net))
+    gradient = sliced_gradient if team.split else team_gradient; moves = moving(avg), moving(net)
+    fast = torch.compile(net) if cfg.compile else net; opt = adam(mine, cfg, groups)
     with RunDir(run, team, cfg, everything(net, avg, opt, mine), stream) as r:
         for k in r.steps():
             set_lr(opt, lr_at(k, cfg))
@@ -384,8 +383,8 @@ class RunDir:
     "The directory of a run: its lock, log and checkpoints. With `run=None` it only counts steps."
     def __init__(self, run, team, cfg, parts, stream=None):
         self.run, self.team, self.cfg, self.parts, self.stream = run and Path(run), team, cfg, parts, stream
-        self.who, self.skipped, self.asked, self.first, self.scale = (identity(cfg, team), 0, [],
-            team.rank == 0, LossScale(cfg.amp))
+        self.who, self.first, self.scale = identity(cfg, team), team.rank == 0, LossScale(cfg.amp)
+        self.skipped, self.asked = 0, []
         self.writer = Writer() if run and cfg.background and self.first else None
 
     def __enter__(self):
@@ -407,8 +406,7 @@ class RunDir:
             with self.disk(last=kind is None): self.writer and self.writer.wait()
         finally: self._exit.__exit__(kind, *e)
 
-    # slices differ, as they should
-    def same(self): check_same(self.team, {} if self.team.split else self.parts)
+    def same(self): check_same(self.team, {} if self.team.split else self.parts)  # slices differ
 
 # %% ../nbs/08_training.ipynb #776065e9
 @patch

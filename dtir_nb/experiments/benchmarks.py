@@ -834,7 +834,10 @@ ROWS = {
  'gef': Row('fine-tuning step', gef, (Goal('GEF step / plain step, projection', 'projection', 'plain', 1.35),
                                       Goal('GEF step / plain step, displaced gradient (default)', 'displaced',
                                            'plain', 2.), Goal('GEF step / plain step, exact double backward',
-                                          'exact', 'plain', 2.)), 7, 3),
+                                          'exact', 'plain', 2.)), 7, 3)}
+
+# %% ../../nbs/experiments/benchmarks.ipynb #dfc58115
+ROWS |= {
  'importance': Row('importance of 16 samples', importances,
                    (Goal('importance / Avalanche', 'ours', 'Avalanche', .9),
                     Goal('importance / N single backward passes', 'ours', 'N backward passes', .9)), 9, 5),
@@ -854,7 +857,10 @@ ROWS = {
  'degrading': Row('spoiling 16 pictures', degrading,
                   tuple(Goal(f'{w}, pictures/s: ours / {r}', f'{t} {r}', f'{t} ours', 1., False)
                         for t,w in (('noisy', 'Gaussian noise'), ('jpeg', 'JPEG'), ('blurry', 'motion blur'))
-                        for r in ('kornia', 'albumentations')), 9, 5, ('kornia', 'albumentations')),
+                        for r in ('kornia', 'albumentations')), 9, 5, ('kornia', 'albumentations'))}
+
+# %% ../../nbs/experiments/benchmarks.ipynb #85b5e631
+ROWS |= {
  'stalls': Row('waiting for data', stalls,
                (Goal('share of a training step that waits for data', 'prepared ahead', None, .01),), 7, 3),
  'workers': Row('two workers, step', workers, (Goal('exact reducer / DDP', 'exact', 'DDP', 1.3),), 7, 3),

@@ -40,6 +40,21 @@ def plain_step(net, batch, gen, reduce, t):
     "A step of plain supervision at a fixed time step."
     return {'loss': (net(batch.y, t)-batch.x).abs().mean()}
 
+# %% ../../nbs/experiments/preconditioning.ipynb #441f15a9
+def _denoise(net, x, out):
+    "How well Gaussian noise of several levels is removed, and which steps are matched."
+    for l in (5,15,25,50,100):
+        y = x+l/255*torch.randn(x.shape, generator=rng(0,'held',l))
+        out['denoise'][l] = psnr_at(net, y, x, int(level_to_step(l/255, net.schedule)))
+        if l in (15,25,50):
+            out['match'][f'noise {l}'] = match(net, (x[:,:,:64,:64], y.clamp(0,1)[:,:,:64,:64])).t
+
+def _tuned(net, fs, k, t, steps, seed):
+    "A copy, briefly fine-tuned on a degradation at step `t`."
+    cfg = FitConfig(steps=steps, lr=5e-4, lr_min=1e-6, ema=.99, seed=seed)
+    draw = stream(Synthetic(fs, k, STRENGTHS[k].source, patch=64), batch=8, seed=seed)
+    return fit(copy.deepcopy(net), draw, partial(plain_step, t=t), cfg).eval()
+
 # %% ../../nbs/experiments/preconditioning.ipynb #4d74884e
 def run(
     scale,            # a name in `SCALES`
@@ -55,21 +70,14 @@ def run(
     net = pretrain(net, fs, FitConfig(steps=steps, lr=1e-3, lr_min=1e-6, ema=.995, seed=seed), patch=64,
                    batch=8).eval()
     out = dict(denoise={}, match={}, tune={})
-    for l in (5,15,25,50,100):
-        y = x+l/255*torch.randn(x.shape, generator=rng(0,'held',l))
-        out['denoise'][l] = psnr_at(net, y, x, int(level_to_step(l/255, net.schedule)))
-        if l in (15,25,50):
-            out['match'][f'noise {l}'] = match(net, (x[:,:,:64,:64], y.clamp(0,1)[:,:,:64,:64])).t
+    _denoise(net, x, out)
     for k in tasks:
         y = degrade(x, k, rng(0,'held',k), STRENGTHS[k].source)[0]
         m = match(net, (x[:,:,:64,:64], y[:,:,:64,:64]))
         out['match'][k] = m.t
         out['tune'][k] = {'input': psnr_at(lambda y,t: y, y, x, 0)}
         for t in ts:
-            cfg = FitConfig(steps=tune, lr=5e-4, lr_min=1e-6, ema=.99, seed=seed)
-            draw = stream(Synthetic(fs, k, STRENGTHS[k].source, patch=64), batch=8, seed=seed)
-            out['tune'][k][t] = psnr_at(fit(copy.deepcopy(net), draw, partial(plain_step, t=t), cfg).eval(),
-                                        y, x, t)
+            out['tune'][k][t] = psnr_at(_tuned(net, fs, k, t, tune, seed), y, x, t)
     return out
 
 # %% ../../nbs/experiments/preconditioning.ipynb #d1c99410

@@ -279,6 +279,23 @@ def plain_step(net, batch, gen, reduce):
     "Plain supervision with the reconstruction loss of all rows."
     return {'loss': PLAIN.rec(net(batch.y, 1), batch.x).mean()}
 
+# %% ../../nbs/experiments/protocol.ipynb #15f532ad
+def _start(r, size, tasks, seed, b):
+    "The network that fine-tuning starts from, and task -> step."
+    net, ts = pretrained(size, r.net or size.net, steps_of_share(size, r.pre, b), seed, tasks)
+    if r.order == 'told':
+        with seeded(seed): net = Clocked(NETS[r.net or size.net](), cosine_schedule()).to(place())
+    if r.experts:
+        with seeded(seed, 'experts'): net = add_sites(net, partial(MoE, n=r.experts, k=min(2, r.experts)))
+    return net, {k: r.t or ts[k] for k in tasks}
+
+def _joining(r, t, seed):
+    "The order in which the tasks join."
+    order = sorted(t, key=lambda k: (t[k], k))
+    if r.order == 'random':
+        return [order[i] for i in torch.randperm(len(order), generator=rng(seed, 'order')).tolist()]
+    return dict(t=order, late=order, reverse=order[::-1])[r.order]
+
 # %% ../../nbs/experiments/protocol.ipynb #1553605a
 def train_row(
     r:Row,       # the competitor
@@ -296,22 +313,12 @@ def train_row(
         with seeded(seed): net = Timeless(NETS[r.net or size.net]()).to(place())
         return (fit(net, stream(mix, batch=size.batch, seed=seed), plain_step, cfg, run=run).eval(),
                 dict.fromkeys(tasks, 1))
-    net, ts = pretrained(size, r.net or size.net, steps_of_share(size, r.pre, b), seed, tasks)
-    t = {k: r.t or ts[k] for k in tasks}
-    if r.order == 'told':
-        with seeded(seed): net = Clocked(NETS[r.net or size.net](), cosine_schedule()).to(place())
-    if r.experts:
-        with seeded(seed, 'experts'): net = add_sites(net, partial(MoE, n=r.experts, k=min(2, r.experts)))
+    net, t = _start(r, size, tasks, seed, b)
     gef = replace(settings(r, choice), samples=size.samples)
     clean = Clean(pictures('train', size.embedded), patch=size.patch, bad='trust')
     if b and r.order not in ('joint','told'):
-        order = sorted(tasks, key=lambda k: (t[k], k))
-        order = dict(t=order, late=order, reverse=order[::-1],
-                     random=[order[i]
-                             for i in torch.randperm(len(order), generator=rng(seed, 'order')).tolist()])[
-            r.order]
-        return train_incremental(net, src, t, clean, cfg, gef, order=order, last=LAST.get(r.order), run=run,
-                                 **kw).net.eval(), t
+        return train_incremental(net, src, t, clean, cfg, gef, order=_joining(r, t, seed),
+                                 last=LAST.get(r.order), run=run, **kw).net.eval(), t
     return finetune(net, mix, clean, t, cfg, gef, held=held_by(net, clean, gef, r, size, seed), run=run,
                     **kw).eval(), t
 
@@ -488,10 +495,9 @@ def main(argv=None):
     ap = argparse.ArgumentParser(prog='python -m dtir_nb.experiments.protocol',
                                  description='Run the experiments that have no record yet; cut ones go on.')
     ap.add_argument('--out', default='nbs/experiments/results/claims')
-    ap.add_argument('--size', default='small', choices=SIZES)
+    ap.add_argument('--size', default='small', choices=SIZES); ap.add_argument('--jobs', type=int, default=1)
     ap.add_argument('--only', nargs='*', help='select, a, b, sweeps')
     ap.add_argument('--match', default='', help='only runs whose file holds this text')
-    ap.add_argument('--jobs', type=int, default=1)
     ap.add_argument('--minutes', type=float); ap.add_argument('--dry-run', action='store_true')
     a = ap.parse_args(argv); size = SIZES[a.size]
     for part in ('select','rest'):
