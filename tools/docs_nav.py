@@ -5,6 +5,12 @@ import yaml
 from docs_stage import front
 import json
 
+# what a reader would open first, in each folder; whatever is not named here follows by name
+ORDER = dict(tutorials=('restore_a_photo', 'your_own_degradation', 'your_own_backbone', 'reproduce_a_table',
+                        'from_one_gpu_to_many'),
+             experiments=('claims', 'protocol', 'matching_study', 'preconditioning', 'search', 'shipping', 'blind',
+                          'efficiency', 'benchmarks', 'data_speed', 'records'))
+
 def title(path):
     "The title in a staged notebook's front matter."
     return front(json.loads(path.read_text(encoding='utf-8'))).get('title') or path.stem
@@ -16,7 +22,10 @@ def entry(dst, nb, page):
 
 def sections(names, dst):
     "{section: [entries]} in the order of the site; empty sections are left out."
-    def pick(test): return [entry(dst, nb, page) for nb, page in sorted(names.items()) if test(nb)]
+    def place(nb):
+        first, stem = ORDER.get(str(Path(nb).parent), ()), Path(nb).stem
+        return (first.index(stem) if stem in first else len(first), nb)
+    def pick(test): return [entry(dst, nb, names[nb]) for nb in sorted(names, key=place) if test(nb)]
     def under(folder): return lambda nb: nb.startswith(folder + '/')
     start = [entry(dst, nb, names[nb]) for nb in ('index.ipynb', 'how_to_read.ipynb') if nb in names]
     lens  = [entry(dst, nb, names[nb]) for nb in ('score_view.ipynb', 'between_the_lines.ipynb')

@@ -38,9 +38,13 @@ def plain_names(text):
 def clean(s): return html.unescape(re.sub(r'\s+', ' ', re.sub(r'<[^>]+>', '', s))).strip()
 
 def plot_title(listing):
-    "What a plot says of itself: the title in the listing that drew it."
-    m = re.findall(r'''title\s*(?:=|\()\s*[rf]*(["'])(.+?)\1''', clean(listing))
-    return m[-1][1] if m else ''
+    "What plots say of themselves: the titles in the listing that drew them; what is put together when it runs is no title."
+    piece, found = r'''[rRfF]{0,2}(?:'[^']*'|"[^"]*")''', []
+    for m in re.finditer(rf'title\s*(?:=|\()\s*((?:{piece}\s*)+)', clean(listing)):
+        parts = re.findall(r'''([rRfF]{0,2})(?:'([^']*)'|"([^"]*)")''', m[1])
+        if not any('f' in kind.lower() and '{' in a+b for kind,a,b in parts):
+            found.append(''.join(a+b for _,a,b in parts))
+    return '; '.join(dict.fromkeys(found))
 
 def describe_pictures(text, symbols=()):
     "Pictures without a description get the title of the plot, or the heading they stand under; a name from `symbols` is no heading."

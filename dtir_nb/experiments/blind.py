@@ -119,12 +119,13 @@ def markdown(blind, told=None)->str:
     return '\n'.join(out)
 
 def markdown_clean(clean)->str:
-    "The table of thresholds, from the result of `on_clean`."
+    "The table of thresholds, from the result of `on_clean`: some of them, and the default of `Restorer`."
     out = ['| photographs | left alone from | n | untouched | mean, dB | pooled, dB | worst, dB |',
            '|---|---:|---:|---:|---:|---:|---:|']
     for k in ('unseen','seen'):
-        out += [f"| {k} | {l} | {v['n']} | {v['untouched']:.0%} | {v['psnr']:.1f} | {v['pooled']:.1f} | "
-                f"{v['worst']:.1f} |" for l,v in clean[k].items()]
+        out += [f"| {k} | {l}{' (default)'*(l == '0.5')} | {v['n']} | {v['untouched']:.0%} | {v['psnr']:.1f} | "
+                f"{v['pooled']:.1f} | {v['worst']:.1f} |"
+                for l,v in clean[k].items() if l in ('0.1','0.2','0.3','0.5')]
     return '\n'.join(out)
 
 # %% ../../nbs/experiments/blind.ipynb #13e649ba
