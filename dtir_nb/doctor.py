@@ -143,7 +143,7 @@ class Layout(NamedTuple):
     task: str     # degradation
     lq: str       # regular expression at the end of the path of a degraded file; equal groups are partners
     gt: str       # the same for the clean files; '' if there are none
-    counts: dict  # pairs by split, where the split is the group called `split`
+    counts: dict  # pairs by split: the group called `split`, or the only split there is
     size: tuple   # (width, height) as published, or None
 
 def _rows(*rows): return tuple(Layout(*r) for r in rows)
@@ -176,12 +176,12 @@ LAYOUTS = _rows(
 LAYOUTS += _rows(
     *[(f'Rain100{c}', 'rainy', lq, gt, n, (481, 321)) for c,k in (('H', 1800), ('L', 200)) for lq,gt,n in (
         (rf'RainTrain{c}/(?:rainy/)?rain-(\d+)\.png', rf'RainTrain{c}/(?:norain/)?norain-(\d+)\.png',
-         {None: k}),
+         dict(train=k)),
         (rf'Rain100{c}/(?:rainy/)?rain-(\d+)\.png', rf'Rain100{c}/(?:norain/)?norain-(\d+)\.png',
-         {None: 100}),
+         dict(test=100)),
         (rf'(?i:rain_?100{c})/(?:test/)?rain/norain-(\d+)\.png',
-         rf'(?i:rain_?100{c})/(?:test/)?norain/norain-(\d+)\.png', {None: 100}),
-        (rf'(?i:rain_?100{c})/input/(\d+)\.png', rf'(?i:rain_?100{c})/target/(\d+)\.png', {None: 100}))],
+         rf'(?i:rain_?100{c})/(?:test/)?norain/norain-(\d+)\.png', dict(test=100)),
+        (rf'(?i:rain_?100{c})/input/(\d+)\.png', rf'(?i:rain_?100{c})/target/(\d+)\.png', dict(test=100)))],
     ('SRD', 'shadowed', r'(?P<split>train|test)/shadow/(\w+)\.jpg',
      r'(?P<split>train|test)/shadow_free/(\w+)_no_shadow\.jpg', dict(train=2680, test=408), (840, 640)),
     ('ISTD', 'shadowed', r'(?P<split>train|test)/(?:train|test)_A/(\d+-\d+)\.png',
@@ -288,11 +288,12 @@ def _listing(root):
 def _by_layout(row, paths):
     "Groups of one layout among `paths`, by split and by the folder that the layout begins in."
     places = {}  # (split, folder) -> degraded and clean sides
+    only = next(iter(row.counts)) if len(row.counts) == 1 else None  # the split, where no folder names it
     for side,pattern in enumerate((row.lq, row.gt)):
         rx = re.compile(rf'(?:^|/){pattern}$') if pattern else None
         for p in paths:
             if rx and (m := rx.search(Path(p).as_posix())):
-                places.setdefault((m.groupdict().get('split'), m.string[:m.start()]),
+                places.setdefault((m.groupdict().get('split') or only, m.string[:m.start()]),
                                   ([], []))[side].append((m.groups(), p))
     for at,(lq,clean) in sorted(places.items(), key=lambda o: str(o[0][0])):
         gt = {}
@@ -627,23 +628,27 @@ def prepare(
 def manifest_pairs(
     root,          # folder that `prepare` has examined
     task=None,     # only pairs of this degradation
-    split=None,    # only this split
+    split=None,    # only this split; '' has none
+    name=None,     # only this data set; '' is not a known one
     check='time',  # compare each file's size and 'time', its 'hash', or nothing (None)
+    patch=None,    # side of the crops: pictures that are too small for it are refused by name
 ):                 # (degraded paths, clean paths), healthy pairs only
     "The healthy pairs of a manifest, after making sure that the files are still those that were examined."
-    recs = [r for r in read_jsonl(Path(root)/'manifest.jsonl')]
-    if not recs:
+    if not (recs := read_jsonl(Path(root)/'manifest.jsonl')):
         raise FileNotFoundError(f'{root} has no manifest.jsonl: run `dtir data prepare {root}` first')
     by = {(r['side'], r['path']): r for r in recs}
     pairs = [(r, by['gt', r['pair']]) for r in recs if r['side'] == 'lq' and task in (None, r['task'])
-             and split in (None, r['split']) and ('gt', r['pair']) in by]
+             and split in (None, r['split']) and name in (None, r['set']) and ('gt', r['pair']) in by]
     pairs = [(a, b) for a,b in pairs if not a['code'] and not b['code']
              and not (a['pair_code'] or '').startswith('E_')]
     same = (lambda r: check is None or _unchanged(r, root)
             and (check == 'time' or _sha(Path(root)/r['path']) == r['sha256']))
     changed = [ImageError(Path(root)/r['path'], 'E_CHANGED', 'is not the file that was examined; run `dtir '
                           'data prepare` again') for p in pairs for r in p if not same(r)]
-    if changed: raise BadFiles(changed)
+    small = [ImageError(Path(root)/a['path'], 'E_TOO_SMALL', f"{a['width']}×{a['height']} pixels, less than half of "
+                        f'patch={patch}: take a smaller patch, or remove it and prepare again')
+             for a,_ in pairs if patch and min(a['width'], a['height']) < patch//2+1]
+    if changed or small: raise BadFiles(changed or small)
     return tuple([Path(root)/p[i]['path'] for p in pairs] for i in (0, 1))
 
 # %% ../nbs/02a_doctor.ipynb #46d2b6f1

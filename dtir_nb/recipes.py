@@ -126,7 +126,7 @@ def demo(scale='default', seed=0)->Recipe:
 # %% ../nbs/18b_recipes.ipynb #2c10361a
 PAPER = dict(width=64, enc=(1,1,1,28), middle=1, pre=500_000, lr_pre=5e-5, lr_tune=5e-5, patch=128, batch=16,
              matching=64, samples=256, ema=.999, save_every=5000, clump=2, background=True)
-SETTING_A = dict(hazy=('RESIDE-6k/train', 'REVIDE/Test'), rainy=('Rain100L/', 'Rain100H/'),
+SETTING_A = dict(hazy=('RESIDE-6k/train', 'REVIDE/Test'), rainy=('Rain100L/train', 'Rain100H/test'),
                  snowy=('Snow100K/train', 'RealSnow/test'), low_light=('LOL-v1/our485', 'LOL-v2 real/Test'))
 SETTING_B = dict(blurry='GoPro', hazy='RESIDE-6k', jpeg='DIV2K+Flickr2K / LIVE1 q10', low_light='LOL-v1',
                  noisy='DIV2K+Flickr2K / CBSD68 σ=50', raindrop='RainDrop', rainy='Rain100H', shadowed='SRD',
@@ -246,19 +246,29 @@ def check_config(r:Recipe, out):
     path.parent.mkdir(parents=True, exist_ok=True)
     if not old: write(path, json.dumps(asdict(r), indent=1))
 
+# %% ../nbs/18b_recipes.ipynb #634c3aca
+def _parts(n):
+    "Task, data set and split of 'task/data set/split'; the name of a data set may hold a stroke."
+    task, rest = n.split('/', 1)
+    return task, *rest.rsplit('/', 1)
+
 # %% ../nbs/18b_recipes.ipynb #d4b9089d
 def photos(split): return [p.image for p in embedded_photos(split)]
 
-def files_of(r:Recipe, names)->dict:
+def files_of(r:Recipe, names, patch=None)->dict:
     "Task -> (degraded files, clean files) of the data sets 'task/data set/split' in the folder `r.data`."
     if not Path(r.data).is_dir():
         raise ImageError(r.data, 'E_MISSING', f'is not a folder; put the data sets there or name another '
                          f'with --set data=…, and look at it with `dtir data doctor`')
     if (Path(r.data)/'manifest.jsonl').exists():
-        found = {n: manifest_pairs(r.data, n.split('/')[0], n.rsplit('/', 1)[1] or None) for n in names}
+        found = {n: manifest_pairs(r.data, task, split, name, patch=patch)
+                 for n in names for task,name,split in [_parts(n)]}
     else:
-        groups = {f'{g.task}/{g.name}/{g.split}': g.pairs for g in survey(r.data)[0]}
-        found = {n: tuple(zip(*groups.get(n, []))) or ((), ()) for n in names}
+        groups = [(f'{g.task}/{g.name}/{g.split}', g) for g in survey(r.data)[0]]
+        if twice := [[g.folder for k,g in groups if k == n] for n in names if sum(k == n for k,_ in groups) > 1]:
+            raise ImageError(r.data, 'E_TWICE', f'holds the same data set in {", ".join(twice[0])}; leave one')
+        found = {n: tuple(zip(*pairs)) or ((), ()) for n in names
+                 for pairs in [next((g.pairs for k,g in groups if k == n), [])]}
     lost = [n for n,p in found.items() if not p[0]]
     if lost:
         raise ImageError(r.data, 'E_MISSING', f'holds no pairs of {", ".join(lost)}; `dtir data doctor '
@@ -273,8 +283,8 @@ def sources(r:Recipe, patch=None)->dict:
                 for k in r.tasks}
     # what `dtir data prepare` has examined needs no second look
     trust = 'trust' if (Path(r.data)/'manifest.jsonl').exists() else 'stop'
-    return {k: Pairs(lq, gt, k, patch=patch or r.patch, bad=trust)
-            for k,(lq,gt) in files_of(r, r.sets).items()}
+    patch = patch or r.patch
+    return {k: Pairs(lq, gt, k, patch=patch, bad=trust) for k,(lq,gt) in files_of(r, r.sets, patch).items()}
 
 def clean_pictures(r:Recipe):
     "Source of clean pictures: the clean sides of the training pairs, or the embedded photographs."
