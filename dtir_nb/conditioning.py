@@ -7,7 +7,7 @@ __all__ = ['FiLM', 'Slot', 'Site', 'Scales', 'faded', 'natural', 'edm', 'evaluat
            'Clocked', 'add_sites', 'Timeless', 'seeded', 'depth_of']
 
 # %% ../nbs/05_conditioning.ipynb #cecf2bff
-import copy
+import copy, threading
 from itertools import accumulate
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -38,8 +38,13 @@ class FiLM(nn.Module):
 
 # %% ../nbs/05_conditioning.ipynb #f2935c42
 class Slot:
-    "Holds the time embedding for the length of one call."
-    def __init__(self): self.e, self.recompute = None, False
+    "Holds the time embedding for the length of one call, for each thread its own."
+    def __init__(self): self._here, self.recompute = threading.local(), False
+    def __reduce__(self): return Slot, (), dict(recompute=self.recompute)  # what is copied is not in a call
+    @property
+    def e(self): return getattr(self._here, 'e', None)
+    @e.setter
+    def e(self, v): self._here.e = v
 
 def _act(h, e, mods, dim):
     "Modules `(h, e) -> h` on features of any layout, whose channels are dimension `dim`."
@@ -49,8 +54,25 @@ def _act(h, e, mods, dim):
     # an idle reshape would spoil the layout of a single picture
     return (v if v.shape==shape else v.reshape(shape)).movedim(1, dim)
 
+# %% ../nbs/05_conditioning.ipynb #52b0ac6d
+_OWN = {*nn.Module().__dict__, 'inner', 'mods', '_slot', '_dim'}
+
+class _Through(nn.Module):
+    "Stands in for its submodule `inner`: attributes are read from it and set on it."
+    def __getattr__(self, name):
+        "Whatever the network asks of its submodule, it still finds (but for the names `inner` and `mods`, which are in the checkpoints)."
+        if name.startswith('__'): raise AttributeError(name)      # how to copy a site is not for its inside to say
+        try: return super().__getattr__(name)
+        except AttributeError: return getattr(super().__getattr__('inner'), name)
+
+    def __setattr__(self, name, value):
+        "And what the network sets on its submodule arrives there."
+        inner = self.__dict__.get('_modules', {}).get('inner')
+        own = name in _OWN or inner is None or name.startswith('_') and not hasattr(inner, name)
+        super().__setattr__(name, value) if own else setattr(inner, name, value)
+
 # %% ../nbs/05_conditioning.ipynb #785bfb90
-class Site(nn.Module):
+class Site(_Through):
     "A submodule of somebody else's network, with modules `(h, e) -> h` acting on its output."
     def __init__(self,
         inner:nn.Module,  # the network's own submodule
@@ -69,11 +91,6 @@ class Site(nn.Module):
         if self._slot.recompute and torch.is_grad_enabled():
             return checkpoint(self._run, self._slot.e, *args, use_reentrant=False, **kw)
         return self._run(self._slot.e, *args, **kw)
-
-    def __getattr__(self, name):
-        "Whatever the network asks of its submodule, it still finds (but for the names `inner` and `mods`, which are in the checkpoints)."
-        try: return super().__getattr__(name)
-        except AttributeError: return getattr(super().__getattr__('inner'), name)
 
 # %% ../nbs/05_conditioning.ipynb #be6e8682
 class Scales(NamedTuple):

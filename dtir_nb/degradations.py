@@ -466,7 +466,8 @@ def check_degradation(
     "Hold a degradation to the laws; an AssertionError names the one it breaks."
     def law(name, ok):
         if not ok: raise AssertionError(f'{fn.__name__} breaks a law: {name}')
-    n, s, before = len(x), float(strengths[-1]), x.clone(); key = lambda n: [rng(0, 'check', i) for i in range(n)]
+    n, s, before = len(x), float(strengths[-1]), x.clone()
+    key = lambda n: [rng(0, 'check', i) for i in range(n)]
     y, params = fn(x, key(n), s)
     law('the input is left alone', torch.equal(x, before))
     law('y has the shape and type of x and lies in [0,1]',
@@ -481,5 +482,4 @@ def check_degradation(
         all(isinstance(p, Tensor) and len(p)==n for p in params.values()))
     for name, ok in _at_the_edges(fn, x, key(n), s): law(name, ok)
     db = [-10*(fn(x, key(n), k)[0]-x).square().mean((1,2,3)).log10().mean().item() for k in strengths]
-    law(f'more strength, less PSNR: {db}', all(b < a for a,b in zip(db, db[1:])))
-    return db
+    law(f'more strength, less PSNR: {db}', all(b < a for a,b in zip(db, db[1:]))); return db

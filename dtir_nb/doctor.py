@@ -645,8 +645,8 @@ def manifest_pairs(
             and (check == 'time' or _sha(Path(root)/r['path']) == r['sha256']))
     changed = [ImageError(Path(root)/r['path'], 'E_CHANGED', 'is not the file that was examined; run `dtir '
                           'data prepare` again') for p in pairs for r in p if not same(r)]
-    small = [ImageError(Path(root)/a['path'], 'E_TOO_SMALL', f"{a['width']}×{a['height']} pixels, less than half of "
-                        f'patch={patch}: take a smaller patch, or remove it and prepare again')
+    small = [ImageError(Path(root)/a['path'], 'E_TOO_SMALL', f"{a['width']}×{a['height']} pixels, less than half "
+                        f'of patch={patch}: take a smaller patch, or remove it and prepare again')
              for a,_ in pairs if patch and min(a['width'], a['height']) < patch//2+1]
     if changed or small: raise BadFiles(changed or small)
     return tuple([Path(root)/p[i]['path'] for p in pairs] for i in (0, 1))

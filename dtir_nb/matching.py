@@ -76,7 +76,7 @@ def match_curve(
     distance=mse,      # d(a,b) -> (B,)
     gen=None,          # random generator, for the methods that add noise
     t_max=None,        # last step that is tried; default where α falls below one half (33 for cosine, T=50)
-    chunk:int=32,      # pictures per call of the network
+    chunk:int=32,      # pictures of up to 128² pixels per call of the network, fewer larger ones; noise is drawn call by call
 )->Tensor:             # (B,t_max): column t-1 belongs to step t
     "The distance of the network's answer from the clean picture, over the steps 1..t_max (Algorithm 2)."
     check_images(x, 'x'); check_images(y, 'y')
@@ -84,10 +84,12 @@ def match_curve(
         raise ValueError(f'x has shape {tuple(x.shape)}, y has {tuple(y.shape)}: a pair has one size')
     sched = sched or net.schedule
     t_max = check_steps(last_step(sched) if t_max is None else t_max, sched.T, 't_max', low=1)
-    n, cols = max(1, chunk//len(x)), []
-    for ts in torch.arange(1, t_max+1, device=x.device).split(n):
-        cols.append(_answers(net, x, y, ts, sched, method, distance, gen))
-    return torch.cat(cols, 1)
+    most, rows = max(1, min(chunk, chunk*128**2//x[0,0].numel())), []
+    steps = torch.arange(1, t_max+1, device=x.device)
+    for a,b in zip(x.split(most), y.split(most)):
+        rows.append(torch.cat([_answers(net, a, b, ts, sched, method, distance, gen)
+                               for ts in steps.split(max(1, most//len(a)))], 1))
+    return torch.cat(rows)
 
 # %% ../nbs/10_matching.ipynb #5fdc5c1f
 def match_timestep(
@@ -108,7 +110,7 @@ class Match(NamedTuple):
     t: int            # the matching time step t*
     curve: Tensor     # (N,t_max) distances of the network's answers, a row per picture
     at_input: float   # mean distance of the degraded pictures themselves
-    at_mean: float    # mean distance of the flat pictures of their mean colour
+    at_mean: float    # mean distance of flat pictures of the clean pictures' mean colours
 
     @property
     def gain(self)->float:
@@ -150,7 +152,7 @@ def match(
     with evaluating(net):
         curve = torch.cat([match_curve(net, x, y, sched, distance=distance, **kw) for x,y in pairs]).cpu()
     inp = torch.cat([distance(y, x) for x,y in pairs]).mean().item()
-    flat = torch.cat([distance(y.mean((-2,-1), keepdim=True).expand_as(x), x) for x,y in pairs]).mean().item()
+    flat = torch.cat([distance(x.mean((-2,-1), keepdim=True).expand_as(x), x) for x,y in pairs]).mean().item()
     return Match(match_timestep(curve), curve, inp, flat)
 
 # %% ../nbs/10_matching.ipynb #720c2753

@@ -72,9 +72,10 @@ def level_to_step(
 )->Tensor:           # steps in 1..T, int64, same shape
     "The step whose noise level is nearest to `s` on a logarithmic scale."
     s = torch.as_tensor(s, dtype=torch.float64, device=sched.levels.device)
-    if not (s > 0).all():
-        raise ValueError(f's is {s.min().item()}: noise levels are positive, in units of [0,1] images '
-                         f'(divide by 255?)')
+    top = sched.levels[-1].item()
+    if not ((s > 0) & (s <= top*(1+1e-6))).all():
+        raise ValueError(f's spans [{s.min().item():.4g}, {s.max().item():.4g}]: noise levels are positive, in '
+                         f'units of [0,1] images, and at most {top:.4g} here (divide by 255?)')
     return (sched.levels[1:].log() - s[...,None].log()).abs().argmin(-1)+1
 
 # %% ../nbs/03_schedule.ipynb #306d1475
