@@ -25,7 +25,7 @@ from .sharded import whole_state
 from .training import Preempted, exit_code, fit, read_log
 from .pretraining import pretrain
 from .matching import match, plot_curves
-from .finetuning import charbonnier, finetune
+from .finetuning import _expert_params, charbonnier, finetune
 from .large import finetune_sliced
 from .incremental import History, Stage, train_incremental
 from .restoring import Restorer, TimestepEstimator, build_net, save_restorer, train_estimator
@@ -53,8 +53,11 @@ def find_steps(net, r:Recipe, out=None)->dict:
     return found
 
 def put(net, state):
-    "Fill what two networks share, by name."
-    net.load_state_dict(state, strict=False); return net
+    "Fill a network from the parameters of the same one, or of one that had no experts yet."
+    found, new = net.load_state_dict(state, strict=False), _expert_params(net)
+    if wrong := [k for k in found.missing_keys if k not in new] + found.unexpected_keys:
+        raise ValueError(f'state is of another network: {len(wrong)} names do not fit, such as {wrong[0]}')
+    return net
 
 # %% ../nbs/19_launch.ipynb #ac45b7a1
 def tune(
@@ -281,9 +284,9 @@ def surroundings(**env)->dict:
             'OMP_NUM_THREADS': os.environ.get('OMP_NUM_THREADS', '1'), **env}
 
 # %% ../nbs/19_launch.ipynb #069fdb40
-def _die_with_me():
-    os.setsid()
+def _die_too():
     if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)   # 1 = PR_SET_PDEATHSIG
+def _die_with_me(): os.setsid(); _die_too()
 
 def read_status(
     out,       # directory of the run
@@ -330,6 +333,7 @@ def run_options()->Parser:
     ap.add_argument('--job', default='dtir')
     return ap
 
+# %% ../nbs/19_launch.ipynb #2fd8cda1
 def most(a)->int:
     "Workers of all machines, at most."
     if not re.fullmatch(r'[1-9]\d*(:[1-9]\d*)?', a.nodes):
@@ -337,16 +341,23 @@ def most(a)->int:
     if a.workers < 1: raise ValueError(f'--workers {a.workers}: at least 1')
     return a.workers*int(a.nodes.split(':')[-1])
 
+def _alone(a, n):
+    "What one worker only can do."
+    if n > 1 and a.part == 'plain': raise ValueError(f'--part plain trains alone, not on {n} workers: add --workers 1')
+    if n > 1 and a.device:
+        raise ValueError(f'--device {a.device} is for one worker; of {n} each takes its own: leave it out, or add '
+                         '--workers 1')
+
 def handed_on(a)->list:
     "The part of the options that the workers need."
     args = [named(a), '--out', a.out, '--patience', a.patience, *[v for s in a.set for v in ('--set', s)]]
-    return args + [v for k in ('seed','shards') if getattr(a, k) is not None
+    return args + [v for k in ('seed','shards','part','device') if getattr(a, k) is not None
                    for v in (f'--{k}', getattr(a, k))]
 
 # %% ../nbs/19_launch.ipynb #eeaf6255
 def supervise(argv)->int:
     "`run_main` without the catching of errors."
-    a = run_options().parse_args(argv); n, r = most(a), chosen(a)
+    a = run_options().parse_args(argv); n, r = most(a), chosen(a); _alone(a, n)
     if a.dry_run: print(plan_text(r, a.hardware)); return 0
     if not a.out: raise ValueError('--out is missing: name a directory for the run')
     if a.nodes != '1' and not a.master:
@@ -415,7 +426,12 @@ def start_rival(r:Recipe, out, scale, device):
     log = open(Path(out)/'plain.log', 'w')
     return subprocess.Popen([sys.executable, '-m', 'dtir_nb.launch', 'demo', '--part', 'plain', '--out',
                              str(out), '--scale', scale, '--seed', str(r.seed), '--device', str(device)],
-                            env=env, stdout=log, stderr=log)
+                            env=env, stdout=log, stderr=log, preexec_fn=_die_too)
+
+def _still_well(rival, out):
+    "The rival's failure is ours, before hours are spent."
+    if rival.poll():
+        raise RuntimeError(f'the rival ended with {rival.returncode}: {(Path(out)/"plain.log").read_text()[-500:]}')
 
 # %% ../nbs/19_launch.ipynb #bba9de04
 def _estimator(r, matches, out, device):
@@ -438,15 +454,14 @@ def run_demo(
     check_config(r, out); rival = start_rival(r, out, scale, device)
     try:
         print(f'plain supervision trains beside it, in a process of its own (its log: {out}/plain.log)')
-        net, matches, h = train_ours(r, out, device)
-        print('5 an estimator of the degradation, for photographs of which nothing is known')
+        net, matches, h = train_ours(r, out, device, say=lambda s: (_still_well(rival, out), print(s)))
+        _still_well(rival, out); print('5 an estimator of the degradation, for photographs of which nothing is known')
         who = _estimator(r, matches, out, device)
         net = net.cpu(); save_restorer(out, net, r.spec, {k: m.t for k,m in matches.items()}, who)
         print('6 waiting for the rival'); rival.wait()
     finally:
         if rival.poll() is None: rival.kill()
-    if rival.returncode:
-        raise RuntimeError(f'the rival ended with {rival.returncode}: {(out/"plain.log").read_text()[-500:]}')
+    _still_well(rival, out)
     plain = load_net(out/'plain.safetensors', lambda c: build_net(c['spec'])).eval()
     return report(r, out, net, plain, matches, h, time.time()-t0)
 

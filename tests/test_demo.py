@@ -1,5 +1,5 @@
 "The demonstration as a stranger runs it: same seed, same table; and the command's errors are one clear line."
-import json, os, subprocess, sys
+import json, os, subprocess, sys, time
 from pathlib import Path
 import pytest
 
@@ -30,6 +30,18 @@ def test_restore_phone_picture(run, tmp_path):
     p = dtir('restore', tmp_path/'phone.jpg', '-o', tmp_path/'out.png', '--run', run, '--task', 'noisy')
     assert p.returncode == 0, p.stderr
     assert Image.open(tmp_path/'out.png').size == (200, 320)
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='a parent is watched by the kernel')
+def test_the_rival_dies_with_the_demo(tmp_path):
+    p = subprocess.Popen([sys.executable, '-m', 'dtir_nb.command', 'demo', '--scale', 'tiny', '--out', tmp_path/'a'],
+                         env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kids = lambda: [int(k) for t in Path(f'/proc/{p.pid}/task').glob('*') for k in (t/'children').read_text().split()]
+    end = time.time()+120
+    while not (rival := kids()) and time.time() < end: time.sleep(.05)
+    p.kill(); p.wait(); end = time.time()+10
+    alive = lambda k: Path(f'/proc/{k}').exists() and '\nState:\tZ' not in Path(f'/proc/{k}/status').read_text()
+    while any(map(alive, rival)) and time.time() < end: time.sleep(.05)
+    assert rival and not any(map(alive, rival))
 
 @pytest.mark.parametrize('make, words', [
     (lambda d: None, 'E_MISSING'),
