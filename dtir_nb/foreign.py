@@ -12,7 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import nn, Tensor
 from .core import rng
+from .schedule import cosine_schedule
 from .backbones import hessian_vector, pad_to
+from .conditioning import Clocked, seeded
 
 # %% ../nbs/05a_foreign.ipynb #e3901ef7
 class Finding(NamedTuple):
@@ -164,6 +166,36 @@ def _check_used(net, x):
                        'harmless; they stay as they are')
     return Finding('gradients', 'ok')
 
+# %% ../nbs/05a_foreign.ipynb #3b113bee
+def _check_kind(net, x):
+    odd = next(((k,p.dtype) for k,p in net.named_parameters() if p.dtype != torch.float32), None)
+    if odd and odd[1].is_complex:
+        return Finding('kind', 'fail', f'{odd[0]} is complex', 'hold its two parts as real parameters '
+                       '(torch.view_as_complex in forward): averages and importance want real numbers')
+    if odd:
+        return Finding('kind', 'fail', f'{odd[0]} is {odd[1]}'.replace('torch.', ''),
+                       "net.float(); bfloat16 in training is FitConfig(amp='bf16')")
+    if x.shape[1] != 3:
+        return Finding('kind', 'fail', f'{x.shape[1]} channels', 'pictures have three: wrap it: Adapted(net, '
+                       'call=lambda net, img: net(img.mean(1, True)).expand(-1, 3, -1, -1)) is grey')
+    return Finding('kind', 'ok')
+
+# %% ../nbs/05a_foreign.ipynb #b411ea36
+def _check_clock(net, x):
+    net = _calm(net, x); v = x[..., :x.shape[-1]//2]
+    if isinstance(_try(net, v), str): v = x                   # it wants squares, or has one size
+    want = _try(net, v)
+    try:
+        with seeded(0): c = Clocked(net, cosine_schedule(), scale=False).train(net.training)
+    except Exception as e:
+        return Finding('clock', 'fail', f'{type(e).__name__}: {e}'[:160], 'name its sites: sites=[…]')
+    for who,m in (('with a clock', c), ('a copy of it with a clock', copy.deepcopy(c))):
+        got = _try(lambda z: m(z, 0), v)
+        if isinstance(got, str) or (got-want).abs().max() > 1e-4*want.abs().max():
+            return Finding('clock', 'fail', f'{who} it answers otherwise' + f': {got}'*isinstance(got, str),
+                           'choose other sites: Clocked(net, schedule, sites=[…]), from `site_table(net)`')
+    return Finding('clock', 'ok')
+
 # %% ../nbs/05a_foreign.ipynb #efeb6329
 def check_backbone(
     net:nn.Module,           # somebody's network; it is not changed
@@ -177,12 +209,13 @@ def check_backbone(
                         'a deep copy')]
     p = next(net.parameters(), torch.empty(0))
     x = torch.rand(shape, generator=rng(0, 'probe', device=p.device), device=p.device)
-    first = _check_output(net, x.clone())
-    if first.level == 'fail': return [Finding('copies', 'ok'), first]
+    begin = [Finding('copies', 'ok'), _check_kind(net, x)]
+    if begin[-1].level == 'ok': begin.append(_check_output(net, x.clone()))
+    if begin[-1].level == 'fail': return begin
     small = x[..., :32, :32] if isinstance(_try(net, x[..., :32, :32]), Tensor) else x
-    return [Finding('copies', 'ok'), first, *(f(copy.deepcopy(net), a.clone()) for f,a in
-        ((_check_sizes, x), (_check_input, x), (_check_batch, x), (_check_chance, x), (_check_used, x),
-         (_check_second, small)))]
+    return [*begin, *(f(copy.deepcopy(net), a.clone()) for f,a in
+        ((_check_sizes, x), (_check_input, x), (_check_batch, x), (_check_chance, x), (_check_clock, x),
+         (_check_used, x), (_check_second, small)))]
 
 # %% ../nbs/05a_foreign.ipynb #9e4f9ba5
 def show_findings(

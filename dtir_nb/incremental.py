@@ -114,7 +114,8 @@ def _ready(net, sources, matches, val, weights='uniform'):
 # %% ../nbs/16_incremental.ipynb #3514c5f2
 def _configs(cfg, n, last):
     "The configuration of each of `n` stages: its steps, its warm-up, its seed."
-    return [replace(cfg, steps=k, warmup=min(cfg.warmup, k), seed=cfg.seed+i)
+    # no stage of one seed draws what a stage of another does
+    return [replace(cfg, steps=k, warmup=min(cfg.warmup, k), seed=1000*cfg.seed+i)
             for i,k in enumerate(share(cfg.steps, n, last))]
 
 def _mixture(sources, weights, tasks):
