@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from PIL import Image
-from .core import FORMATS, ImageError, check_images, check_steps, save_image, whole
+from .core import FORMATS, ImageError, check_images, check_steps, save_image, whole, _format
 from .data import stream
 from .schedule import cosine_schedule, linear_schedule
 from .backbones import NAFNet
@@ -26,7 +26,7 @@ from .conditioning import Clocked, Timeless, add_sites, find_sites
 from .checkpoints import load_net, read_net, save_net
 from .training import FitConfig, fit
 from .moe import MoE
-from .photographs import Photograph, incoming, outgoing, read_photo, side_by_side, write_photo, _format
+from .photographs import Photograph, incoming, outgoing, read_photo, side_by_side, write_photo
 
 # %% ../nbs/17_restoring.ipynb #2d44d4f6
 def _starts(n, tile, overlap):
