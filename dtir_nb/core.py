@@ -223,6 +223,11 @@ def save_image(
     return path
 
 # %% ../nbs/00_core.ipynb #65ec03e0
+def _names(k):
+    "Is this a string or a whole number of any kind?"
+    try: return isinstance(k, str) or bool(int(k) == k)
+    except Exception: return False                     # None, a list, NaN, a tensor of several numbers
+
 def rng(
     seed:int,       # the seed of the run
     *key,           # what the draw is for: integers and strings, e.g. `'crop', epoch, i`
@@ -230,7 +235,7 @@ def rng(
 )->torch.Generator: # freshly seeded
     "A random generator that is a pure function of its arguments (one of $2^{32}$ on the CPU)."
     for k in (seed, *key):
-        if not isinstance(k, str) and int(k) != k:
+        if not _names(k):
             raise ValueError(f'key holds {k!r}: a draw is named by strings and whole numbers, so give it a '
                              f'number or pass str({k!r})')
     h = hashlib.blake2b(repr((int(seed), *(k if isinstance(k, str) else int(k) for k in key))).encode(),
