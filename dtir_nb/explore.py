@@ -18,6 +18,7 @@ from .core import ImageError, check_images, check_steps, rng, to_uint8
 from .degradations import STRENGTHS, TASKS, degrade
 from .data import embedded_photos
 from .schedule import add_noise
+from .conditioning import evaluating
 from .matching import match_curve, match_timestep
 from .moe import MoE, expert_usage
 from .photographs import read_photo
@@ -93,7 +94,7 @@ def look_at(
     "The forward process at step t, the network's estimate, and the experts that it used."
     check_steps(t, R.T); eps = torch.randn(s.x[None].shape, generator=rng(seed, 'explore', 'eps'))
     z = add_noise(s.x[None], torch.tensor([t]), eps, R.net.schedule)[0]
-    out = R.net(s.y[None], t)[0].clamp(0,1)
+    with evaluating(R.net): out = R.net(s.y[None], t)[0].clamp(0,1)
     return Look(z, float(R.net.schedule.levels[t]), out,
                 expert_usage(R.net) if any(isinstance(m, MoE) for m in R.net.modules()) else {})
 
