@@ -91,8 +91,9 @@ def _usable(pair, protocol, perceptual):
     # AlexNet, of LPIPS, needs 31 pixels
     need = -(-max(protocol.size+2*protocol.crop, 31 if perceptual else 1)//m)*m
     if min(gt.shape[-2:]) < need:
-        raise ImageError(pair.name, 'E_TOO_SMALL', f'{gt.shape[-2]}×{gt.shape[-1]} pixels, and {protocol.name}'
-                         f'{" with LPIPS" if perceptual else ""} needs {need}×{need}; use a larger one')
+        raise ImageError(pair.name, 'E_TOO_SMALL', f'{gt.shape[-2]}×{gt.shape[-1]} pixels, and '
+                         f'{protocol.name}{" with LPIPS" if perceptual else ""} needs {need}×{need}; use '
+                         f'a larger one')
     return centre_crop(lq, m), centre_crop(gt, m)
 
 # %% ../nbs/18_evaluation.ipynb #f2db3fdb
