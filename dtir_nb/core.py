@@ -188,6 +188,20 @@ def to_uint8(
     "Quantise to 8 bits by clipping and rounding."
     return (x.detach().float().clamp(0,1)*255).round().to(torch.uint8).movedim(-3,-1).cpu().numpy()
 
+# %% ../nbs/00_core.ipynb #7c157b81
+_KEPT = dict(JPEG=dict(quality=95, subsampling=0), WEBP=dict(lossless=True, exact=True),
+             TIFF=dict(compression='tiff_deflate'))
+
+def _format(path, size=(1,1)):
+    "The format that a file name asks for, if it can hold a picture of `size` (H,W)."
+    fmt = Image.registered_extensions().get(Path(path).suffix.lower())
+    if fmt not in FORMATS:
+        raise ImageError(path, 'E_FORMAT', f'cannot write {Path(path).suffix or "a file without suffix"}; '
+                         f'use .png, .jpg, .webp, .tif or .bmp')
+    if max(size) > {'JPEG':65500, 'WEBP':16383}.get(fmt, math.inf):
+        raise ImageError(path, 'E_FORMAT', f'{fmt} cannot hold {size[1]}×{size[0]} pixels; write a .png')
+    return fmt
+
 # %% ../nbs/00_core.ipynb #7a55923d
 def save_image(
     img:Tensor,  # a picture (C,H,W), or (1,C,H,W), in [0,1]; C is 1 or 3
@@ -199,21 +213,21 @@ def save_image(
     check_images(img[None], 'img', channels=None)
     if len(img) not in (1, 3):
         raise ValueError(f'img has {len(img)} channels: 1 (grey) or 3 (RGB) can be saved')
-    a = to_uint8(img)
-    fmt = Image.registered_extensions().get(path.suffix.lower())
-    if fmt not in FORMATS:
-        raise ImageError(path, 'E_FORMAT', f'cannot write {path.suffix or "a file without suffix"}; use '
-                         f'.png, .jpg, .webp, .tif or .bmp')
+    a, fmt = to_uint8(img), _format(path, img.shape[1:])
     try:
         with whole(path) as tmp:
-            Image.fromarray(a.squeeze(-1) if a.shape[-1]==1 else a).save(tmp, format=fmt,
-                **({'quality':95} if fmt=='JPEG' else {}))
+            Image.fromarray(a.squeeze(-1) if a.shape[-1]==1 else a).save(tmp, fmt, **_KEPT.get(fmt, {}))
     except OSError as e:
         raise ImageError(path, 'E_WRITE', f'{e.strerror or e}; is there such a folder, room on the disk, and '
                          f'permission?') from None
     return path
 
 # %% ../nbs/00_core.ipynb #65ec03e0
+def _names(k):
+    "Is this a string or a whole number of any kind?"
+    try: return isinstance(k, str) or bool(int(k) == k)
+    except Exception: return False                     # None, a list, NaN, a tensor of several numbers
+
 def rng(
     seed:int,       # the seed of the run
     *key,           # what the draw is for: integers and strings, e.g. `'crop', epoch, i`
@@ -221,7 +235,7 @@ def rng(
 )->torch.Generator: # freshly seeded
     "A random generator that is a pure function of its arguments (one of $2^{32}$ on the CPU)."
     for k in (seed, *key):
-        if not isinstance(k, str) and int(k) != k:
+        if not _names(k):
             raise ValueError(f'key holds {k!r}: a draw is named by strings and whole numbers, so give it a '
                              f'number or pass str({k!r})')
     h = hashlib.blake2b(repr((int(seed), *(k if isinstance(k, str) else int(k) for k in key))).encode(),

@@ -414,7 +414,7 @@ def compose(
     tasks,           # names or functions, in the order in which they happen
     gen,             # a torch.Generator, or one for each image
     strengths=None,  # one strength for each task, None: as `degrade` draws them
-):                   # (y, {task: params})
+):                   # (y, {task: params}); what happens a second time is called task_2
     "Apply several degradations in a row, each with draws of its own."
     tasks = list(tasks); strengths = [None]*len(tasks) if strengths is None else list(strengths)
     if len(tasks) != len(strengths):
@@ -423,7 +423,9 @@ def compose(
     gen, params = per_image(gen, len(check_images(x))), {}
     for task, s in zip(tasks, strengths):
         x, p = degrade(x, task, gen, s)
-        params[task if isinstance(task, str) else task.__name__] = p
+        name, k = task if isinstance(task, str) else task.__name__, 1
+        while (key := name if k == 1 else f'{name}_{k}') in params: k += 1
+        params[key] = p
     return x, params
 
 # %% ../nbs/01_degradations.ipynb #42b79103

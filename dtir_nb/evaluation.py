@@ -35,14 +35,14 @@ def find_pairs(
     lq,         # folder of degraded pictures, or a folder that holds LQ and GT
     gt=None,    # folder of their truths
     rule=None,  # how names belong together, see `pair_files`; None finds out
-)->list:        # of `Pair`, sorted by name; files without a partner are among them
+)->list:        # of `Pair`, sorted by name; files without a partner are among them, a truth alone as GT/name
     "The pairs of a data set on disk."
     if gt is None: lq,gt = Path(lq)/'LQ', Path(lq)/'GT'
     m = pair_files(lq, gt, rule); name = lambda p, root: p.relative_to(root).as_posix()
     if not m.pairs:
         raise ValueError(f'{lq} and {gt} hold no pairs: are the folders right, and do the names agree?')
     return sorted([Pair(name(a,lq), a, b) for a,b in m.pairs] + [Pair(name(a,lq), a, None) for a in m.no_gt]
-                  + [Pair(name(b,gt), None, b) for b in m.no_lq])
+                  + [Pair(f'GT/{name(b,gt)}', None, b) for b in m.no_lq], key=lambda p: p.name)
 
 # %% ../nbs/18_evaluation.ipynb #96086e99
 def _kind(path):
@@ -84,6 +84,18 @@ class Evaluation(NamedTuple):
     errors: list  # of dict: name, error
     card: dict    # see `metric_card`
 
+# %% ../nbs/18_evaluation.ipynb #1f3b7512
+def _usable(pair, protocol, perceptual):
+    "Both pictures of a pair, cropped as the protocol crops before a network; `ImageError` if they are too small."
+    lq,gt = load_pair(pair); m = protocol.multiple
+    # AlexNet, of LPIPS, needs 31 pixels
+    need = -(-max(protocol.size+2*protocol.crop, 31 if perceptual else 1)//m)*m
+    if min(gt.shape[-2:]) < need:
+        raise ImageError(pair.name, 'E_TOO_SMALL', f'{gt.shape[-2]}×{gt.shape[-1]} pixels, and '
+                         f'{protocol.name}{" with LPIPS" if perceptual else ""} needs {need}×{need}; use '
+                         f'a larger one')
+    return centre_crop(lq, m), centre_crop(gt, m)
+
 # %% ../nbs/18_evaluation.ipynb #f2db3fdb
 def evaluate_pair(
     restorer,         # any function (B,3,H,W) -> (B,3,H,W)
@@ -93,18 +105,19 @@ def evaluate_pair(
     device='cpu',     # where the restorer lives
     pictures=None,    # folder to save the output in, as PNG under the picture's name
 )->dict:              # name and metrics
-    "Restore one picture and score it. A protocol that crops to a multiple crops before the network, as its authors do."
-    lq,gt = (centre_crop(x, protocol.multiple).to(device) for x in load_pair(pair))
-    with torch.no_grad(): out = restorer(lq)
-    if not isinstance(out, Tensor) or out.shape != gt.shape:
-        raise ValueError(f'{pair.name}: the restorer returned '
-                         f'{tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__} for '
-                         f'{tuple(lq.shape)}')
-    row = score(out.float(), gt, protocol, perceptual)
-    if pictures:
-        path = Path(pictures)/output_name(pair.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_image(out[0].float().clamp(0,1).cpu(), path)
+    "Restore one picture and score it: an unusable file is an `ImageError`, any other failure a `RuntimeError`. A protocol that crops to a multiple crops before the network, as its authors do."
+    lq,gt = (x.to(device) for x in _usable(pair, protocol, perceptual))
+    try:
+        with torch.no_grad(): out = restorer(lq)
+        if not isinstance(out, Tensor) or out.shape != gt.shape:
+            what = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(f'the restorer returned {what} for {tuple(lq.shape)}')
+        row = score(out.float(), gt, protocol, perceptual)
+        if pictures:
+            path = Path(pictures)/output_name(pair.name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_image(out[0].float().clamp(0,1).cpu(), path)
+    except Exception as e: raise RuntimeError(f'{pair.name}: {type(e).__name__}: {e}') from e
     return dict(name=pair.name, **{k: v.item() for k,v in row.items()})
 
 # %% ../nbs/18_evaluation.ipynb #4f69e413
@@ -153,7 +166,7 @@ def evaluate(
     shards=1,         # … of so many; `merge` joins them
     **notes,          # onto the card: method, dataset, seed, …
 )->Evaluation:
-    "Score a restorer on pairs. Files that cannot be used are listed by name and do not count; other failures stop the run."
+    "Score a restorer on pairs. Files that cannot be used are listed by name and do not count; a failure of the restorer stops the run."
     if perceptual and not lpips_card:
         raise ValueError('perceptual without lpips_card: a number without the hash of its network cannot be '
                          'repeated; pass perceptual.lpips_card()')
@@ -181,8 +194,7 @@ def _run(restorer, pairs, protocol, perceptual, device, pictures):
     with evaluating(restorer):
         for p in pairs:
             try: rows.append(evaluate_pair(restorer, p, protocol, perceptual, device, pictures))
-            except ValueError as e: errors.append(dict(name=p.name, error=_why(e, p)))
-            except Exception as e: raise RuntimeError(f'{p.name}: {type(e).__name__}: {e}') from e
+            except ImageError as e: errors.append(dict(name=p.name, error=_why(e, p)))
     return rows, errors
 
 def save_evaluation(

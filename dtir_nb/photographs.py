@@ -14,7 +14,8 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
-from .core import FORMATS, ImageError, check_images, whole, _check_header, _damage, _negative, _open
+from .core import (FORMATS, ImageError, check_images, whole, _KEPT, _check_header, _damage, _format,
+                          _negative, _open)
 
 # %% ../nbs/16a_photographs.ipynb #7fb72413
 def _raw(im):
@@ -179,18 +180,7 @@ def _write_tiff16(path, a, info):
     if 'dpi' in info: (d[282], d[283]), d[296] = info['dpi'], 2                          # dots per inch
     with open(path, 'wb') as f: f.write(b'II*\0\x08\0\0\0'+d.tobytes(8)+strip)
 
-_KEPT = dict(JPEG=dict(quality=95, subsampling=0), WEBP=dict(lossless=True, exact=True),
-             TIFF=dict(compression='tiff_deflate'))
-
 # %% ../nbs/16a_photographs.ipynb #001bfe7d
-def _format(path):
-    "The format that a file name asks for."
-    fmt = Image.registered_extensions().get(Path(path).suffix.lower())
-    if fmt not in FORMATS:
-        raise ImageError(path, 'E_FORMAT', f'cannot write {Path(path).suffix or "a file without suffix"}; '
-                         f'use .png, .jpg, .webp, .tif or .bmp')
-    return fmt
-
 def _save(path, fmt, a, alpha, bits, info):
     "Pixels to a file, in the one way that keeps them."
     if bits == 16 and alpha is not None:
@@ -207,12 +197,9 @@ def write_photo(
     path,              # where to; the suffix decides the format
 ):                     # the path
     "Write a restored photograph, whole or not at all, with what the format can hold of the original: alpha, depth, greyness, profile, EXIF and dots per inch. JPEG, WEBP and BMP take 8 bits, WEBP no dots per inch, BMP no profile and no EXIF."
-    path = Path(path); fmt = _format(path)
+    path = Path(path); fmt = _format(path, img.shape[1:])
     if photo.alpha is not None and fmt in ('JPEG','BMP'):
         raise ImageError(path, 'E_FORMAT', f'{fmt} cannot hold the transparency of the original; '
-                         f'write a .png')
-    if max(img.shape[1:]) > {'JPEG':65535, 'WEBP':16383}.get(fmt, 1e9):
-        raise ImageError(path, 'E_FORMAT', f'{fmt} cannot hold {img.shape[2]}×{img.shape[1]} pixels; '
                          f'write a .png')
     bits = photo.bits if fmt in ('PNG','TIFF') else 8
     alpha = (photo.alpha if photo.alpha is None or bits==8*photo.alpha.itemsize

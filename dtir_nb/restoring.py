@@ -18,15 +18,15 @@ from typing import NamedTuple
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from PIL import Image
-from .core import FORMATS, ImageError, check_images, check_steps, save_image, whole
+from .core import FORMATS, ImageError, check_images, check_steps, save_image, whole, _format
 from .data import stream
 from .schedule import cosine_schedule, linear_schedule
 from .backbones import NAFNet
-from .conditioning import Clocked, Timeless, add_sites, find_sites
+from .conditioning import Clocked, Timeless, add_sites, evaluating, find_sites
 from .checkpoints import load_net, read_net, save_net
 from .training import FitConfig, fit
 from .moe import MoE
-from .photographs import Photograph, incoming, outgoing, read_photo, side_by_side, write_photo, _format
+from .photographs import Photograph, incoming, outgoing, read_photo, side_by_side, write_photo
 
 # %% ../nbs/17_restoring.ipynb #2d44d4f6
 def _starts(n, tile, overlap):
@@ -219,6 +219,12 @@ def train_estimator(
 # %% ../nbs/17_restoring.ipynb #4c1bc0bc
 def _parameters(net): return net.parameters() if isinstance(net, nn.Module) else ()
 
+def _each(t, n):
+    "The step of each of n pictures."
+    if not (isinstance(t, Tensor) and t.ndim): return [t]*n
+    if len(t) != n: raise ValueError(f't has {len(t)} steps for {n} pictures: give one, or one for each')
+    return t.tolist()
+
 # %% ../nbs/17_restoring.ipynb #010559b0
 class Restorer:
     "Restores pictures of any size with one pass per tile."
@@ -232,7 +238,7 @@ class Restorer:
         settle=None,        # networks with global pooling see the picture through nine windows first (see `settled`); a number: through so many passes over all tiles; 0: not at all
         leave:float=.5,     # leave a picture alone that is clean with this probability
     ):
-        self.net, self.t, self.estimator = net.eval() if isinstance(net, nn.Module) else net, t, estimator
+        self.net, self.t, self.estimator = net, t, estimator
         self.tile, self.overlap, self.ensemble = tile, overlap, ensemble
         self.settle, self.leave = settle, leave
         if tile and not 0 < overlap < tile:
@@ -244,18 +250,22 @@ class Restorer:
     def device(self):
         return next((p.device for p in _parameters(self.net)), torch.device('cpu'))
     def step(self, img, task=None, t=None): return choose_step(self, img, task, t)
-    def __call__(self, img, task=None, t=None, progress=None):
-        return run_restorer(self, img, task, t, progress)
+    def __call__(self, img, t=None, *, task=None, progress=None):
+        return run_restorer(self, img, t, task=task, progress=progress)
 
 # %% ../nbs/17_restoring.ipynb #bd88184d
 def choose_step(
     R:Restorer,   # what will restore
     img:Tensor,   # one picture (3,H,W)
     task=None,    # name of the degradation, if known
-    t=None,       # or the time step itself
+    t=None,       # or the time step itself, which is then taken whatever the picture is called
 )->Estimate:
     "The time step for one picture: given, looked up, or estimated. As a method of `Restorer`: step."
-    if t is not None: return Estimate(task, check_steps(t, R.T, 't'), 1., {})
+    if isinstance(t, str): raise ValueError(f't is {t!r}: a degradation is named by task={t!r}')
+    if not isinstance(task, str | None):
+        raise ValueError(f'task is {task!r}: a task is a name, a time step is given by t={task!r}')
+    if t is not None:
+        return Estimate(None if task == 'clean' else task, int(check_steps(t, R.T, 't')), 1., {})
     if task is not None:
         if not isinstance(R.t, dict) or task not in R.t:
             raise ValueError(f'task is {task!r}: this restorer knows '
@@ -271,15 +281,17 @@ def choose_step(
 # %% ../nbs/17_restoring.ipynb #80599b9a1
 @torch.no_grad()
 def run_restorer(
-    R:Restorer,       # what restores
+    R:Restorer,       # what restores; its network is in evaluation mode meanwhile
     img:Tensor,       # (3,H,W) or (B,3,H,W) in [0,1]
-    task=None,        # name of the degradation, if known
-    t=None,           # or the time step itself
+    t=None,           # the time step, if known; of a batch, or of each of its pictures (B,)
+    *,
+    task=None,        # or the name of the degradation
     progress=None,    # wraps the list of tiles
 )->Tensor:            # same shape, in [0,1]
     "The restored picture; one that the estimator finds clean comes back as it is. As a method of `Restorer`: calling it."
     check_images(img if img.ndim==4 else img[None], 'img')
-    if img.ndim == 4: return torch.stack([R(i, task, t, progress) for i in img])
+    if img.ndim == 4:
+        return torch.stack([R(i, k, task=task, progress=progress) for i,k in zip(img, _each(t, len(img)))])
     e = R.step(img, task, t)
     if e.task == 'clean': return img
     f = lambda v: R.net(v.to(R.device), e.t).to(v.device)
@@ -289,7 +301,7 @@ def run_restorer(
         if not big: return f(v)
         return settled(R.net, f, v, R.tile, R.overlap, R.settle, progress) if pools else tiled(f, v, R.tile,
             R.overlap, progress)
-    out = (_eightfold(once, img[None]) if R.ensemble else once(img[None]))[0]
+    with evaluating(R.net): out = (_eightfold(once, img[None]) if R.ensemble else once(img[None]))[0]
     return out.clamp_(0,1) if big else out.clamp(0,1)  # what was put together from tiles is nobody else's
 
 # %% ../nbs/17_restoring.ipynb #3a753722
@@ -349,7 +361,7 @@ def load_restorer(
     _, config = read_net(file)
     who = (load_net(est, lambda c: TimestepEstimator(dict(c['t']), c['width'])).eval()
            if est.exists() else None)
-    return Restorer(load_net(file, lambda c: build_net(c['spec'])), config['t'], who,
+    return Restorer(load_net(file, lambda c: build_net(c['spec'])).eval(), config['t'], who,
                     **(config.get('settings', {}) | kw))
 
 # %% ../nbs/17_restoring.ipynb #508c879b
