@@ -177,7 +177,9 @@ def whole(
     path,   # the file that is to appear, whole or not at all
 ):          # yields the path to write to
     "A temporary name beside `path`, which takes its place when the block ends well."
-    path = Path(path); tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    path = Path(path); name = os.fsencode(path.name)
+    mark = path.name if len(name) < 200 else hashlib.sha256(name).hexdigest()    # names end at 255 bytes
+    tmp = path.with_name(f'.{mark}.{os.getpid()}.tmp')
     try: yield tmp; os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 

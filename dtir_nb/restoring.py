@@ -9,7 +9,7 @@ __all__ = ['BACKBONES', 'tiled', 'reach', 'Pooled', 'pooling', 'settled', 'Estim
            'summary', 'clean_summary', 'clean_score']
 
 # %% ../nbs/17_restoring.ipynb #18283962
-import os, shutil
+import os, shutil, threading
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import connection, get_context
@@ -92,7 +92,7 @@ def reach(
 # %% ../nbs/17_restoring.ipynb #44c4daf2
 def _pools(net):
     "Modules that look at the whole picture: pooling to one pixel, and the routers of experts."
-    one = lambda m: isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size in (1, (1,1))
+    one = lambda m: isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size in (1, (1,1), [1,1])
     return [m for m in net.modules() if one(m) or isinstance(m, MoE)]
 
 class Pooled:
@@ -112,20 +112,24 @@ class Pooled:
         self.seen, self.notes = {k: total/mass for k,(total,mass) in self.notes.items()}, {}
 
 # %% ../nbs/17_restoring.ipynb #251d26ff
+_ONE = threading.RLock()    # one thread at a time changes what the poolings of a network answer
+
 @contextmanager
 def pooling(
     net:nn.Module,  # unchanged before and after
     pooled:Pooled,  # takes part in every pooling inside the block
 ):
-    "Let `pooled` answer for the global poolings of a network."
-    pools = _pools(net)
-    hooks = [m.register_forward_hook(lambda m,i,o: pooled(i[0])) for m in pools if not isinstance(m, MoE)]
+    "Let `pooled` answer for the global poolings of a network, asked by this thread; others wait for their turn."
+    pools, me = _pools(net), threading.get_ident(); mine = lambda: threading.get_ident() == me
     routers = [m for m in pools if isinstance(m, MoE)]
-    for m in routers: m.gates = lambda h, e, m=m: MoE.gates(m, pooled(h), e)
-    try: yield pooled
-    finally:
-        for h in hooks: h.remove()
-        for m in routers: del m.gates
+    with _ONE:
+        hooks = [m.register_forward_hook(lambda m,i,o: pooled(i[0]) if mine() else None)
+                 for m in pools if not isinstance(m, MoE)]
+        for m in routers: m.gates = lambda h, e, m=m: MoE.gates(m, pooled(h) if mine() else h, e)
+        try: yield pooled
+        finally:
+            for h in hooks: h.remove()
+            for m in routers: del m.gates
 
 # %% ../nbs/17_restoring.ipynb #f003fa28
 def _windows(img, side):
