@@ -408,11 +408,11 @@ def fill(
         if table not in ('3',3):
             rows += [(m, 'here', [_cell(rs, m, d, k) for d,k in p.columns]) for m in here]
         panels.append(Filled(p.name, p.columns, rows))
-    return panels, [*t.caveats, *_notes(rs, panels, protocol)]
+    return panels, [*t.caveats, *_notes(rs, panels)]
 
 # %% ../nbs/18_evaluation.ipynb #b80dfd77
-def _notes(results, panels, protocol):
-    "What our rows are: protocol, seeds, and test sets smaller than the paper's."
+def _notes(results, panels):
+    "What our rows are: seeds, and test sets smaller than the paper's."
     cols = {d for p in panels for d,_ in p.columns}
     rs = [r for r in results if r.dataset in cols or 'average' in cols]
     if not rs: return ['here: no run has been evaluated for this table yet']

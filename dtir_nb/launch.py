@@ -454,7 +454,7 @@ def run_demo(
     check_config(r, out); rival = start_rival(r, out, scale, device)
     try:
         print(f'plain supervision trains beside it, in a process of its own (its log: {out}/plain.log)')
-        net, matches, h = train_ours(r, out, device, say=lambda s: (_still_well(rival, out), print(s)))
+        net, matches, _ = train_ours(r, out, device, say=lambda s: (_still_well(rival, out), print(s)))
         _still_well(rival, out); print('5 an estimator of the degradation, for photographs of which nothing is known')
         who = _estimator(r, matches, out, device)
         net = net.cpu(); save_restorer(out, net, r.spec, {k: m.t for k,m in matches.items()}, who)
@@ -463,10 +463,10 @@ def run_demo(
         if rival.poll() is None: rival.kill()
     _still_well(rival, out)
     plain = load_net(out/'plain.safetensors', lambda c: build_net(c['spec'])).eval()
-    return report(r, out, net, plain, matches, h, time.time()-t0)
+    return report(r, out, net, plain, matches, time.time()-t0)
 
 # %% ../nbs/19_launch.ipynb #e3d5ae15
-def report(r, out, net, plain, matches, h, seconds)->dict:
+def report(r, out, net, plain, matches, seconds)->dict:
     "Score, and write the run's files."
     ours = lambda y,k: net(y, matches[k].t)
     pairs = {w: held_out(r, w) for w in ('source','hard')}
@@ -480,7 +480,7 @@ def report(r, out, net, plain, matches, h, seconds)->dict:
               ('estimator', out/'estimator'), ('plain', out/'plain')]
     write(out/'log.jsonl',
           ''.join(json.dumps(dict(stage=n, **l))+'\n' for n,d in stages if d.exists() for l in read_log(d)))
-    figs = figures(r, out, net, plain, matches, pairs['source'], ours)
+    figs = figures(out, net, plain, matches, pairs['source'], ours)
     write(out/'report.html', page(r, scores, matches, figs, seconds))
     write(out/'timing.json', json.dumps(dict(seconds=round(seconds,1))))
     print(table(scores))
@@ -490,7 +490,7 @@ def report(r, out, net, plain, matches, h, seconds)->dict:
 
 # %% ../nbs/19_launch.ipynb #80599b9a1
 @torch.no_grad()
-def figures(r, out, net, plain, matches, pairs, ours)->dict:
+def figures(out, net, plain, matches, pairs, ours)->dict:
     "The pictures of a report as PNG bytes; `restored.png` is also written by itself."
     import matplotlib; from matplotlib.figure import Figure
     shown = {k: [y[0], plain(y,0)[0].clamp(0,1), ours(y,k)[0].clamp(0,1), x[0]]

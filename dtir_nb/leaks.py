@@ -118,8 +118,6 @@ def distance(a, b):
         for i in range(64))
 
 # %% ../nbs/02b_leaks.ipynb #2781e47f
-_BAND = [sum(1 << i for i in range(b, 64, 4)) for b in range(4)]
-
 def _keys(bits, b):
     "Band `b` of hashes: every fourth bit, so that each band has low and high frequencies."
     out = np.zeros(len(bits), np.uint32)

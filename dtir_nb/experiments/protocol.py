@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TASKS_A', 'COMPANION', 'PUBLIC', 'REGIMES', 'NUISANCE', 'STRONGER', 'SIZES', 'GEN', 'DEEP', 'FULL', 'ROWS_A',
-           'SWEEPS', 'SWEEP_TASKS', 'B', 'ROWS_B', 'LAST', 'SELECT_SEED', 'NETS', 'GUESS', 'stronger', 'jpeg40',
-           'degraded', 'Size', 'root', 'split', 'slug', 'middle', 'pictures', 'public', 'Row', 'row', 'vary',
-           'candidates', 'fit_config', 'place', 'quiet_machine', 'steps_of_share', 'pretrained', 'disturbed',
-           'task_source', 'settings', 'held_by', 'plain_step', 'train_row', 'scored', 'scores_on', 'scores_public',
-           'examine', 'curve', 'cell', 'input_scores', 'jobs', 'read_choice', 'nuisance', 'source', 'weigh', 'choose',
-           'estimate', 'start_of', 'next_one', 'work', 'main', 'check_leaks']
+           'SWEEPS', 'SWEEP_TASKS', 'B', 'ROWS_B', 'LAST', 'SELECT_SEED', 'NETS', 'GUESS', 'stronger', 'degraded',
+           'Size', 'root', 'split', 'slug', 'middle', 'pictures', 'public', 'Row', 'row', 'vary', 'candidates',
+           'fit_config', 'place', 'quiet_machine', 'steps_of_share', 'pretrained', 'disturbed', 'task_source',
+           'settings', 'held_by', 'plain_step', 'train_row', 'scored', 'scores_on', 'scores_public', 'examine', 'curve',
+           'cell', 'input_scores', 'jobs', 'read_choice', 'nuisance', 'source', 'weigh', 'choose', 'estimate',
+           'start_of', 'next_one', 'work', 'main', 'check_leaks']
 
 # %% ../../nbs/experiments/protocol.ipynb #8499b7f5
 import argparse, copy, json, os, time
@@ -49,7 +49,6 @@ def stronger(task):
     "The geometric mean of the trained and the hardest strength."
     s = STRENGTHS[task]; return (s.source*s.hard)**.5
 
-def jpeg40(x, key): return degrade(x, 'jpeg', key, .6)[0]
 
 REGIMES = {   # name -> f(clean images, task, key) -> degraded images
     'source':    lambda x, k, g: degrade(x, k, g('deg'), STRENGTHS[k].source)[0],
@@ -163,8 +162,8 @@ ROWS_A = {
 }
 
 # %% ../../nbs/experiments/protocol.ipynb #231ea8bd
-def vary(name, key, values, times=None):
-    "Rows of the full method with one value changed; `times` multiplies what was chosen."
+def vary(name, key, values):
+    "Rows of the full method with one value changed."
     return {f'{name} {v:g}': row(GEN, DEEP, {key: v}, choice=tuple(c for c in FULL['choice'] if c != key))
             for v in values}
 
@@ -232,7 +231,7 @@ def quiet_machine():
 def steps_of_share(size, share, b=False): return max(1, round((size.steps_b if b else size.steps)*share))
 
 # %% ../../nbs/experiments/protocol.ipynb #960aae26
-def pretrained(size, net, steps, seed, tasks, runs='runs/claims'):
+def pretrained(size, net, steps, seed, runs='runs/claims'):
     "The pre-trained network and the matching step of each task, from the file if they are there."
     where = Path(runs)/size.name/f'pre-{net}-{steps}-s{seed}'
     with seeded(seed): new = Clocked(NETS[net](), cosine_schedule()).to(place())
@@ -268,7 +267,7 @@ def settings(r, choice):
               | (dict(lengths=True) if 'ratio' in r.choice else {}))
     return replace(PLAIN, **dict(r.gef) | picked)
 
-def held_by(net, clean, gef, r, size, seed):
+def held_by(net, clean, gef, r, seed):
     "What the row holds on to; `l2` holds all weights alike."
     if not r.l2: return hold(net, clean, gef, seed)
     ones = {n: torch.ones_like(p) for n,p in net.named_parameters()}
@@ -282,7 +281,7 @@ def plain_step(net, batch, gen, reduce):
 # %% ../../nbs/experiments/protocol.ipynb #15f532ad
 def _start(r, size, tasks, seed, b):
     "The network that fine-tuning starts from, and task -> step."
-    net, ts = pretrained(size, r.net or size.net, steps_of_share(size, r.pre, b), seed, tasks)
+    net, ts = pretrained(size, r.net or size.net, steps_of_share(size, r.pre, b), seed)
     if r.order == 'told':
         with seeded(seed): net = Clocked(NETS[r.net or size.net](), cosine_schedule()).to(place())
     if r.experts:
@@ -319,7 +318,7 @@ def train_row(
     if b and r.order not in ('joint','told'):
         return train_incremental(net, src, t, clean, cfg, gef, order=_joining(r, t, seed),
                                  last=LAST.get(r.order), run=run, **kw).net.eval(), t
-    return finetune(net, mix, clean, t, cfg, gef, held=held_by(net, clean, gef, r, size, seed), run=run,
+    return finetune(net, mix, clean, t, cfg, gef, held=held_by(net, clean, gef, r, seed), run=run,
                     **kw).eval(), t
 
 # %% ../../nbs/experiments/protocol.ipynb #80599b9a
@@ -449,7 +448,7 @@ def estimate(js, default=GUESS):
 def _one(path, kw):
     t = time.time(); once(path, cell, **kw); return path, time.time()-t
 
-def _pre(size, net, steps, seed): quiet_machine(); pretrained(size, net, steps, seed, TASKS)
+def _pre(size, net, steps, seed): quiet_machine(); pretrained(size, net, steps, seed)
 
 def start_of(kw):
     "The pre-trained network that a run starts from, as arguments of `pretrained`; None from scratch."
