@@ -7,7 +7,7 @@ __all__ = ['PLAIN', 'l1', 'charbonnier', 'steps_of', 'FinetuneConfig', 'Held', '
            'agreement']
 
 # %% ../nbs/15_finetuning.ipynb #737ce144
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from .core import check_images, check_steps, rng
 from .schedule import _same
 from .data import Clean, Pairs, stream
 from .conditioning import depth_of, evaluating
-from .training import FitConfig, fit
+from .training import FitConfig, facts, fit
 from .pretraining import ddpm, gen_loss
 from .importance import Importance, anchor, gen_loss_at, importance, noised, penalty_grads
 from .orthogonality import _grads, displaced_agreement, orthogonality_step, project
@@ -305,16 +305,23 @@ def hold(
                 Importance(*({k: v for k,v in d.items() if k not in free} for d in (imp.I1, imp.I2)), imp.n))
 
 # %% ../nbs/15_finetuning.ipynb #18f9e475
-def _draws(pairs, clean, gef, seed, patch, batch):
-    "The batches of a fine-tuning, and the clean pictures as a source."
+def _what(net, pairs, clean, t, gef, batch):
+    "What makes a fine-tuning this one and no other, for `fit`; whole or in slices is the same."
+    return dict(stage='finetune', t=t, T=net.T, batch=batch, **facts(pairs, 'pairs'),
+                **(facts(clean, 'clean') if gef.mu*gef.mix or gef.lam_reg else {}),
+                **{f'gef.{f.name}': getattr(gef, f.name) for f in fields(gef)})
+
+def _draws(net, pairs, clean, t, gef, seed, patch, batch):
+    "The batches of a fine-tuning, the clean pictures as a source, and what the run depends on."
     if isinstance(pairs, (list,tuple)):
         pairs = Pairs([y for _,y in pairs], [x for x,_ in pairs], 'pairs', patch=patch)
     if isinstance(clean, (list,tuple)): clean = Clean(clean, patch=patch)
     if clean is None and (gef.mu*gef.mix or gef.lam_reg):
         raise ValueError('clean is None: generation and the importance of weights need clean pictures; pass '
                          'some, or gef=PLAIN')
-    return stream(pairs, batch=batch, seed=seed, clean=clean if gef.mu else None,
-                  mix=gef.mix if gef.mu else 0., clump=gef.clump), clean
+    draw = stream(pairs, batch=batch, seed=seed, clean=clean if gef.mu else None,
+                  mix=gef.mix if gef.mu else 0., clump=gef.clump)
+    return draw, clean, _what(net, pairs, clean, t, gef, batch)
 
 # %% ../nbs/15_finetuning.ipynb #0775c4cd
 def finetune(
@@ -335,10 +342,10 @@ def finetune(
         raise ValueError(f'net is a {type(net).__name__} without a schedule: give it a clock, Clocked(net, '
                          f'cosine_schedule()), and pre-train it')
     for v in (t.values() if isinstance(t, dict) else [t]): check_steps(v, net.T, 't')
-    draw, clean = _draws(pairs, clean, gef, cfg.seed, patch, batch)
+    draw, clean, what = _draws(net, pairs, clean, t, gef, cfg.seed, patch, batch)
     held = hold(net, clean, gef, cfg.seed) if held is None else held
     step = partial(finetune_step, t_star=t, cfg=gef, held=held, world=reduce.shards if reduce else 1)
-    return fit(net, draw, step, cfg, reduce=reduce, **kw)
+    return fit(net, draw, step, cfg, reduce=reduce, what=what, **kw)
 
 # %% ../nbs/15_finetuning.ipynb #0bc1ca9b
 def agreement(

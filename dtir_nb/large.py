@@ -220,7 +220,7 @@ def finetune_sliced(
         raise ValueError('reduce has to be a team from `fsdp()`: whole networks are fine-tuned by `finetune`')
     check_sliced(gef, net)
     for v in (t.values() if isinstance(t, dict) else [t]): check_steps(v, net.T, 't')
-    draw, clean = _draws(pairs, clean, gef, cfg.seed, patch, batch)
+    draw, clean, what = _draws(net, pairs, clean, t, gef, cfg.seed, patch, batch)
     held = SlicedHeld(hold(net, clean, gef, cfg.seed) if held is None else held)
     return fit(net, draw, partial(sliced_step, t_star=t, cfg=gef, held=held, team=reduce), cfg,
-               reduce=reduce, **kw)
+               reduce=reduce, what=what, **kw)
