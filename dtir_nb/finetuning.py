@@ -213,7 +213,9 @@ def _as_long(o, rec, reduce, world):
     # as many on every shard, whatever experts its pictures chose
     both = [(a, torch.zeros_like(a) if b is None else b) for a,b in zip(o, rec) if a is not None]
     if not both: return o
-    if world > 1: both = [(reduce(a), reduce(b)) for a,b in both]
+    if world > 1:  # one message for each side
+        sizes = [a.numel() for a,_ in both]
+        both = list(zip(*(reduce(torch.cat([v.reshape(-1) for v in vs])).split(sizes) for vs in zip(*both))))
     a, b = (torch.stack(torch._foreach_norm(list(vs))).norm() for vs in zip(*both))
     on = [k for k,v in enumerate(o) if v is not None]; out = list(o)
     for k,v in zip(on, torch._foreach_mul([o[k] for k in on], b/a.clamp(min=torch.finfo(a.dtype).tiny))):
