@@ -311,23 +311,28 @@ def hold(
                 Importance(*({k: v for k,v in d.items() if k not in free} for d in (imp.I1, imp.I2)), imp.n))
 
 # %% ../nbs/15_finetuning.ipynb #18f9e475
-def _what(net, pairs, clean, t, gef, batch):
-    "What makes a fine-tuning this one and no other, for `fit`; whole or in slices is the same."
-    return dict(stage='finetune', t=t, T=net.T, batch=batch, **facts(pairs, 'pairs'),
-                **(facts(clean, 'clean') if gef.mu*gef.mix or gef.lam_reg else {}),
-                **{f'gef.{f.name}': getattr(gef, f.name) for f in fields(gef)})
-
-def _draws(net, pairs, clean, t, gef, seed, patch, batch):
-    "The batches of a fine-tuning, the clean pictures as a source, and what the run depends on."
+def _draws(pairs, clean, gef, seed, patch, batch):
+    "The batches of a fine-tuning, and the clean pictures as a source."
     if isinstance(pairs, (list,tuple)):
         pairs = Pairs([y for _,y in pairs], [x for x,_ in pairs], 'pairs', patch=patch)
     if isinstance(clean, (list,tuple)): clean = Clean(clean, patch=patch)
     if clean is None and (gef.mu*gef.mix or gef.lam_reg):
         raise ValueError('clean is None: generation and the importance of weights need clean pictures; pass '
                          'some, or gef=PLAIN')
-    draw = stream(pairs, batch=batch, seed=seed, clean=clean if gef.mu else None,
-                  mix=gef.mix if gef.mu else 0., clump=gef.clump)
-    return draw, clean, _what(net, pairs, clean, t, gef, batch)
+    return stream(pairs, batch=batch, seed=seed, clean=clean if gef.mu else None,
+                  mix=gef.mix if gef.mu else 0., clump=gef.clump), clean
+
+def _ready(net, pairs, clean, t, cfg, gef, patch, batch, held):
+    "What a fine-tuning, whole or in slices, needs before its first step: batches, what is held on to, and what `fit` is to know the run by."
+    if not hasattr(net, 'schedule'):
+        raise ValueError(f'net is a {type(net).__name__} without a schedule: give it a clock, Clocked(net, '
+                         f'cosine_schedule()), and pre-train it')
+    for v in (t.values() if isinstance(t, dict) else [t]): check_steps(v, net.T, 't')
+    draw, clean = _draws(pairs, clean, gef, cfg.seed, patch, batch)
+    what = dict(stage='finetune', t=t, T=net.T, batch=batch, **facts(draw.source, 'pairs'),
+                **(facts(clean, 'clean') if gef.mu*gef.mix or gef.lam_reg else {}),
+                **{f'gef.{f.name}': getattr(gef, f.name) for f in fields(gef)})
+    return draw, hold(net, clean, gef, cfg.seed) if held is None else held, what
 
 # %% ../nbs/15_finetuning.ipynb #0775c4cd
 def finetune(
@@ -344,12 +349,7 @@ def finetune(
     **kw,           # further arguments of `fit`, such as `run` and `after`
 ):                  # the averaged network
     "Stage 3 of the method (Sec. 3.2, Algorithm 3): learn a degradation and stay general."
-    if not hasattr(net, 'schedule'):
-        raise ValueError(f'net is a {type(net).__name__} without a schedule: give it a clock, Clocked(net, '
-                         f'cosine_schedule()), and pre-train it')
-    for v in (t.values() if isinstance(t, dict) else [t]): check_steps(v, net.T, 't')
-    draw, clean, what = _draws(net, pairs, clean, t, gef, cfg.seed, patch, batch)
-    held = hold(net, clean, gef, cfg.seed) if held is None else held
+    draw, held, what = _ready(net, pairs, clean, t, cfg, gef, patch, batch, held)
     step = partial(finetune_step, t_star=t, cfg=gef, held=held, world=reduce.shards if reduce else 1)
     return fit(net, draw, step, cfg, reduce=reduce, what=what, **kw)
 
