@@ -268,7 +268,7 @@ def finetune_step(
     cfg=PLAIN,   # what to add to plain supervision
     held=None,   # from `Held`: depths, θ⁰, importance; None: nothing is held
     world=1,     # shards of the batch
-)->dict:         # 'grads' by parameter, and what to log
+)->dict:         # 'grads' by parameter, and what to log: every part of the loss, `balance` where there are experts
     "One step of generalisation-enhanced fine-tuning (Eq. 12, Algorithm 3)."
     check_images(batch.x, 'batch.x'); check_images(batch.y, 'batch.y')
     held = Held(net, cfg) if held is None else held
@@ -283,8 +283,7 @@ def finetune_step(
     gs = _plus(_plus(rec, g, [cfg.mu*f for f in fade]), o, [cfg.lam_orth*w[k] for k in held.names])
     if cfg.lam_reg and held.imp is not None: log['reg'], gs = _held_back(gs, net, held, w, cfg)
     return dict(loss=_total(log, due, cfg), grads=gs,
-                **{k: log.get(k, torch.tensor(0.)) for k in ('rec','gen','reg','orth')},
-                **{k: log[k] for k in ('balance',) if k in log})   # where there are experts
+                **dict.fromkeys(('rec','gen','reg','orth'), torch.tensor(0.)) | log)
 
 # %% ../nbs/15_finetuning.ipynb #58db73c4
 def _importance(net, loss, samples):
