@@ -7,7 +7,7 @@ __all__ = ['PLAIN', 'l1', 'charbonnier', 'steps_of', 'FinetuneConfig', 'Held', '
            'agreement']
 
 # %% ../nbs/15_finetuning.ipynb #737ce144
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from .core import check_images, check_steps, rng
 from .schedule import _same
 from .data import Clean, Pairs, stream
 from .conditioning import depth_of, evaluating
-from .training import FitConfig, fit
+from .training import FitConfig, facts, fit
 from .pretraining import ddpm, gen_loss
 from .importance import Importance, anchor, gen_loss_at, importance, noised, penalty_grads
 from .orthogonality import _grads, displaced_agreement, orthogonality_step, project
@@ -126,9 +126,11 @@ def _balance(net, cfg, reduce=None, world=1):
     return (cfg.balance*balance_loss(net, reduce if world > 1 else None) if cfg.balance
             and _experts(net) else None)
 
-def _with_balance(net, x, y, t, cfg, reduce=None, world=1, share=1.):
-    "`rec_losses`, and the load balance of the experts, which counts in full though these pictures are but a `share` of the batch."
+def _with_balance(net, x, y, t, cfg, reduce=None, world=1, share=1., log=None):
+    "`rec_losses`, and the load balance of the experts, which counts in full though these pictures are but a `share` of the batch; both are noted in `log`."
     loss = rec_losses(net, x, y, t, cfg); more = _balance(net, cfg, reduce, world)
+    if log is not None: log['rec'] = loss.detach().mean()
+    if log is not None and more is not None: log['balance'] = more.detach()
     return loss if more is None else loss + more/share
 
 # %% ../nbs/15_finetuning.ipynb #42c39e58
@@ -150,8 +152,8 @@ def _together(net, x, parts, noise, cfg):
     ts, es = zip(*(draw(x[s], noise[s.start]()) for s in parts))
     return gen_loss(net, x, None, gamma=cfg.gamma, t=torch.cat(ts), eps=torch.cat(es))
 
-def _groups(net, batch, t, gen, cfg, reduce=None, world=1):
-    "The objectives of a batch as functions: of groups of clean pictures, of groups of pairs, and of the pairs that only train."
+def _groups(net, batch, t, gen, cfg, reduce=None, world=1, log=None):
+    "The objectives of a batch as functions: of groups of clean pictures, of groups of pairs, and of the pairs that only train, which note in `log`."
     parts = _split(0 if batch.clean is None else len(batch.clean), cfg.groups)
     noise = {s.start: _again(gen) for s in parts}
     gs = [lambda s=s: gen_loss(net, batch.clean[s], noise[s.start](), gamma=cfg.gamma) for s in parts]
@@ -161,38 +163,39 @@ def _groups(net, batch, t, gen, cfg, reduce=None, world=1):
     rs = [lambda s=s: rec_losses(net, batch.x[s], batch.y[s], t[s], cfg)
           for s in (_split(cutting, cfg.groups) if cutting else [])]
     r, share = slice(cutting, len(batch.x)), 1-cutting/len(batch.x)
-    rest = ([lambda: _with_balance(net, batch.x[r], batch.y[r], t[r], cfg, reduce, world, share)]
+    rest = ([lambda: _with_balance(net, batch.x[r], batch.y[r], t[r], cfg, reduce, world, share, log)]
             if share else [])
     return gs, rs, rest
 
 # %% ../nbs/15_finetuning.ipynb #fbf7f1f1
 def _alone(net, batch, t, cfg, ps, reduce=None, world=1):
     "Loss and gradient of reconstruction, in the form of `_both`."
-    loss = _with_balance(net, batch.x, batch.y, t, cfg, reduce, world).mean()
-    return (dict(rec=loss.detach()), list(_grads(loss, ps, 'the reconstruction loss')), [None]*len(ps),
-            [None]*len(ps))
+    log = {}; loss = _with_balance(net, batch.x, batch.y, t, cfg, reduce, world, log=log).mean()
+    return log, list(_grads(loss, ps, 'the reconstruction loss')), [None]*len(ps), [None]*len(ps)
 
 def _balance_alone(net, y, t, cfg, ps, reduce, world):
     "Value and gradient of the load balance from a pass of its own, where every pair is in a group."
-    if not (cfg.balance and _experts(net)): return 0., []
+    if not (cfg.balance and _experts(net)): return {}, []
     net(y, t); l = _balance(net, cfg, reduce, world)
-    return l.detach(), torch.autograd.grad(l, ps, allow_unused=True) if l.requires_grad else []
+    return (dict(balance=l.detach()),
+            torch.autograd.grad(l, ps, allow_unused=True) if l.requires_grad else [])
 
 def _both(net, batch, t, gen, held, cfg, ps, reduce, world):
     "Gradients of both objectives and of their orthogonality: (losses, rec, gen, orth), lists by parameter."
-    by, shallow, (gs, rs, rest) = (dict(net.named_parameters()), held.shallow,
-                                   _groups(net, batch, t, gen, cfg, reduce, world))
+    by, shallow, note = dict(net.named_parameters()), held.shallow, {}
+    gs, rs, rest = _groups(net, batch, t, gen, cfg, reduce, world, note)
     if cfg.lam_orth:
-        more, pull = (0., []) if rest else _balance_alone(net, batch.y, t, cfg, ps, reduce, world)
+        log, pull = ({}, []) if rest else _balance_alone(net, batch.y, t, cfg, ps, reduce, world)
         o = orthogonality_step(gs, rs, ps, [by[n] for n in shallow], rest, cfg.eps, reduce, world)
-        return (dict(rec=o.l_rec+more, gen=o.l_gen, orth=o.loss), _plus(o.rec, pull, [1.]*len(pull)),
-                o.gen, o.orth)
-    l_rec = rest[0]().mean(); g_rec = _grads(l_rec, ps, 'the reconstruction loss')
-    if not gs: return dict(rec=l_rec.detach()), list(g_rec), [None]*len(ps), [None]*len(ps)
+        if 'balance' in note: log = dict(balance=note['balance'])   # in `o.l_rec` too: it came with `rest`
+        rec = o.l_rec-note.get('balance', 0.)
+        return dict(log, rec=rec, gen=o.l_gen, orth=o.loss), _plus(o.rec, pull, [1.]*len(pull)), o.gen, o.orth
+    log, rec, none, _ = _alone(net, batch, t, cfg, ps, reduce, world)
+    if not gs: return log, rec, none, none
     l_gen = torch.cat([g() for g in gs]).mean()
     g_gen = dict(zip(shallow, _grads(l_gen, [by[n] for n in shallow], 'the generation loss')))
-    return (dict(rec=l_rec.detach(), gen=l_gen.detach()), list(g_rec), [g_gen.get(n) for n in held.names],
-            [None]*len(ps))
+    return dict(log, gen=l_gen.detach()), rec, [g_gen.get(n) for n in held.names], none
+
 
 # %% ../nbs/15_finetuning.ipynb #ca23810c
 def _count(batch, reduce, world):
@@ -213,7 +216,9 @@ def _as_long(o, rec, reduce, world):
     # as many on every shard, whatever experts its pictures chose
     both = [(a, torch.zeros_like(a) if b is None else b) for a,b in zip(o, rec) if a is not None]
     if not both: return o
-    if world > 1: both = [(reduce(a), reduce(b)) for a,b in both]
+    if world > 1:  # one message for each side
+        sizes = [a.numel() for a,_ in both]
+        both = list(zip(*(reduce(torch.cat([v.reshape(-1) for v in vs])).split(sizes) for vs in zip(*both))))
     a, b = (torch.stack(torch._foreach_norm(list(vs))).norm() for vs in zip(*both))
     on = [k for k,v in enumerate(o) if v is not None]; out = list(o)
     for k,v in zip(on, torch._foreach_mul([o[k] for k in on], b/a.clamp(min=torch.finfo(a.dtype).tiny))):
@@ -234,7 +239,7 @@ def _plus(base, more, coefs):
 def _total(log, due, cfg):
     "The whole loss of a step (Eq. 12), from its parts; what is not there counts nothing."
     return (log['rec'] + cfg.mu*due*log.get('gen', 0.) + cfg.lam_reg*log.get('reg', 0.)
-            + cfg.lam_orth*log.get('orth', 0.))
+            + cfg.lam_orth*log.get('orth', 0.) + log.get('balance', 0.))
 
 # %% ../nbs/15_finetuning.ipynb #439aea10
 def _fading(g, rec, held, w, cfg, ps, reduce, world, any_clean):
@@ -263,7 +268,7 @@ def finetune_step(
     cfg=PLAIN,   # what to add to plain supervision
     held=None,   # from `Held`: depths, θ⁰, importance; None: nothing is held
     world=1,     # shards of the batch
-)->dict:         # 'grads' by parameter, and what to log
+)->dict:         # 'grads' by parameter, and what to log: every part of the loss, `balance` where there are experts
     "One step of generalisation-enhanced fine-tuning (Eq. 12, Algorithm 3)."
     check_images(batch.x, 'batch.x'); check_images(batch.y, 'batch.y')
     held = Held(net, cfg) if held is None else held
@@ -278,7 +283,7 @@ def finetune_step(
     gs = _plus(_plus(rec, g, [cfg.mu*f for f in fade]), o, [cfg.lam_orth*w[k] for k in held.names])
     if cfg.lam_reg and held.imp is not None: log['reg'], gs = _held_back(gs, net, held, w, cfg)
     return dict(loss=_total(log, due, cfg), grads=gs,
-                **{k: log.get(k, torch.tensor(0.)) for k in ('rec','gen','reg','orth')})
+                **dict.fromkeys(('rec','gen','reg','orth'), torch.tensor(0.)) | log)
 
 # %% ../nbs/15_finetuning.ipynb #58db73c4
 def _importance(net, loss, samples):
@@ -316,6 +321,18 @@ def _draws(pairs, clean, gef, seed, patch, batch):
     return stream(pairs, batch=batch, seed=seed, clean=clean if gef.mu else None,
                   mix=gef.mix if gef.mu else 0., clump=gef.clump), clean
 
+def _ready(net, pairs, clean, t, cfg, gef, patch, batch, held):
+    "What a fine-tuning, whole or in slices, needs before its first step: batches, what is held on to, and what `fit` is to know the run by."
+    if not hasattr(net, 'schedule'):
+        raise ValueError(f'net is a {type(net).__name__} without a schedule: give it a clock, Clocked(net, '
+                         f'cosine_schedule()), and pre-train it')
+    for v in (t.values() if isinstance(t, dict) else [t]): check_steps(v, net.T, 't')
+    draw, clean = _draws(pairs, clean, gef, cfg.seed, patch, batch)
+    what = dict(stage='finetune', t=t, T=net.T, batch=batch, **facts(draw.source, 'pairs'),
+                **(facts(clean, 'clean') if gef.mu*gef.mix or gef.lam_reg else {}),
+                **{f'gef.{f.name}': getattr(gef, f.name) for f in fields(gef)})
+    return draw, hold(net, clean, gef, cfg.seed) if held is None else held, what
+
 # %% ../nbs/15_finetuning.ipynb #0775c4cd
 def finetune(
     net,            # pre-trained and clocked; trained in place
@@ -331,14 +348,9 @@ def finetune(
     **kw,           # further arguments of `fit`, such as `run` and `after`
 ):                  # the averaged network
     "Stage 3 of the method (Sec. 3.2, Algorithm 3): learn a degradation and stay general."
-    if not hasattr(net, 'schedule'):
-        raise ValueError(f'net is a {type(net).__name__} without a schedule: give it a clock, Clocked(net, '
-                         f'cosine_schedule()), and pre-train it')
-    for v in (t.values() if isinstance(t, dict) else [t]): check_steps(v, net.T, 't')
-    draw, clean = _draws(pairs, clean, gef, cfg.seed, patch, batch)
-    held = hold(net, clean, gef, cfg.seed) if held is None else held
+    draw, held, what = _ready(net, pairs, clean, t, cfg, gef, patch, batch, held)
     step = partial(finetune_step, t_star=t, cfg=gef, held=held, world=reduce.shards if reduce else 1)
-    return fit(net, draw, step, cfg, reduce=reduce, **kw)
+    return fit(net, draw, step, cfg, reduce=reduce, what=what, **kw)
 
 # %% ../nbs/15_finetuning.ipynb #0bc1ca9b
 def agreement(

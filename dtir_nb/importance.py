@@ -8,7 +8,7 @@ __all__ = ['Importance', 'importance', 'noised', 'gen_loss_at', 'output_energy',
 
 # %% ../nbs/11_importance.ipynb #737ce144
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
@@ -157,10 +157,23 @@ def penalty_grads(
 
 # %% ../nbs/11_importance.ipynb #60ab864c
 class _Penalty(torch.autograd.Function):
+    "A value whose gradient is known: as computed, or `pull(ps)` where it is to be differentiated again."
     @staticmethod
-    def forward(ctx, value, gs, *ps): ctx.save_for_backward(*gs); return value
+    def forward(ctx, value, gs, pull, *ps): ctx.pull = pull; ctx.save_for_backward(*gs, *ps); return value
     @staticmethod
-    def backward(ctx, out): return (None, None, *torch._foreach_mul(list(ctx.saved_tensors), out))
+    def backward(ctx, out):
+        saved = ctx.saved_tensors; n = len(saved)//2
+        gs = ctx.pull(saved[n:]) if torch.is_grad_enabled() else saved[:n]
+        return (None, None, None, *(g*out for g in gs))
+
+def _pull(ps, names, anchor, imp, weights, order):
+    "The gradient of the penalty in `penalty_grads`' order of operations, as a function of the parameters."
+    unit = 1/(sum(v.numel() for v in imp.I2.values())*imp.scale); out = []
+    for n,p in zip(names, ps):
+        d = p-anchor[n].to(p); parts = [d*imp.I2[n].to(p)] if 2 in order else []
+        if 1 in order: parts.append(d.sign()*imp.I1[n].to(p))
+        out.append(sum(parts[1:], parts[0])*(unit*(1. if weights is None else weights[n])))
+    return out
 
 def importance_penalty(
     net:nn.Module,    # the network in fine-tuning, θ
@@ -169,10 +182,11 @@ def importance_penalty(
     weights=None,     # parameter name -> layer weight, e.g. from `layer_weights`; None: 1
     order=2,          # 1, 2 or (1,2): which terms of the expansion
 )->Tensor:            # a scalar, to be multiplied by λ
-    "$\\frac1n\\sum_i w_i(I_{1,i}|δ_i|+\\frac12I_{2,i}δ_i^2)/\\overline{I_2}$ (eq. 5, 27)."
+    "$\\frac1n\\sum_i w_i(I_{1,i}|δ_i|+\\frac12I_{2,i}δ_i^2)/\\overline{I_2}$ (eq. 5, 27), differentiable twice."
     value, gs = penalty_grads(net, anchor, imp, weights, order)
-    ps = dict(net.named_parameters())
-    return _Penalty.apply(value, list(gs.values()), *(ps[n] for n in gs))
+    order, ps = order if isinstance(order, tuple) else (order,), dict(net.named_parameters())
+    pull = partial(_pull, names=list(gs), anchor=anchor, imp=imp, weights=weights, order=order)
+    return _Penalty.apply(value, list(gs.values()), pull, *(ps[n] for n in gs))
 
 # %% ../nbs/11_importance.ipynb #f6887249
 def importance_tensors(

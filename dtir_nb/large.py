@@ -11,14 +11,12 @@ import copy
 from functools import partial
 import torch
 from torch import Tensor
-from .core import check_steps
-from .data import Clean, Pairs, stream
 from .sharded import cut_like, dots, local
 from .training import FitConfig, differentiate, fit
 from .pretraining import gen_loss
 from .moe import MoE
 from .orthogonality import _gpus, _replayed
-from .finetuning import FinetuneConfig, Held, _again, _draws, _plus, _split, hold, rec_losses, steps_of
+from .finetuning import FinetuneConfig, Held, _again, _plus, _ready, _split, rec_losses, steps_of
 from .layer_decay import mean_weights
 
 # %% ../nbs/15a_large.ipynb #63eae7dc
@@ -219,8 +217,6 @@ def finetune_sliced(
     if reduce is None or not reduce.split:
         raise ValueError('reduce has to be a team from `fsdp()`: whole networks are fine-tuned by `finetune`')
     check_sliced(gef, net)
-    for v in (t.values() if isinstance(t, dict) else [t]): check_steps(v, net.T, 't')
-    draw, clean = _draws(pairs, clean, gef, cfg.seed, patch, batch)
-    held = SlicedHeld(hold(net, clean, gef, cfg.seed) if held is None else held)
-    return fit(net, draw, partial(sliced_step, t_star=t, cfg=gef, held=held, team=reduce), cfg,
-               reduce=reduce, **kw)
+    draw, held, what = _ready(net, pairs, clean, t, cfg, gef, patch, batch, held)
+    step = partial(sliced_step, t_star=t, cfg=gef, held=SlicedHeld(held), team=reduce)
+    return fit(net, draw, step, cfg, reduce=reduce, what=what, **kw)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .core import Batch, check_images, check_steps
 from .schedule import Schedule, add_noise, at
 from .data import Clean, stream
-from .training import FitConfig, fit
+from .training import FitConfig, facts, fit
 
 # %% ../nbs/09_pretraining.ipynb #89e60fc7
 def ddpm(t, sched):
@@ -74,4 +74,6 @@ def pretrain(
     if not callable(draw):
         raise ValueError(f'images is a {type(images).__name__}: give a list of pictures or files, a '
                          f'source, or a stream')
-    return fit(net, draw, partial(pretrain_step, gamma=gamma), cfg, **kw)
+    what = dict(stage='pretrain', T=net.schedule.T, gamma=gamma, **facts(source, 'images'))
+    if draw is not source: what['batch'] = batch
+    return fit(net, draw, partial(pretrain_step, gamma=gamma), cfg, what=what, **kw)

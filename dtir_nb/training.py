@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['FitConfig', 'check_fit', 'lr_at', 'ema_decay', 'moving', 'ema_update', 'differentiate', 'gradient_of',
            'set_gradients', 'LossScale', 'shard_gradient', 'team_gradient', 'sliced_gradient', 'NonFinite', 'Preempted',
-           'exit_code', 'append_line', 'read_log', 'keep', 'adam', 'set_lr', 'everything', 'identity', 'upgraded',
-           'resume', 'trainable', 'prepare', 'fit', 'RunDir', 'every', 'scored', 'pictures', 'pace', 'tensorboard',
-           'Recompute']
+           'exit_code', 'append_line', 'read_log', 'keep', 'adam', 'set_lr', 'everything', 'named', 'facts', 'identity',
+           'differing', 'upgraded', 'resume', 'trainable', 'prepare', 'fit', 'RunDir', 'every', 'scored', 'pictures',
+           'pace', 'tensorboard', 'Recompute']
 
 # %% ../nbs/08_training.ipynb #73fa4fcd
-import contextlib, copy, errno, json, math, os, time, warnings
+import contextlib, copy, errno, json, math, numbers, os, time, warnings
 from dataclasses import dataclass, asdict
+from functools import partial
 from pathlib import Path
 import torch, torch.utils.checkpoint
 from fastcore.basics import patch
@@ -274,14 +275,50 @@ def everything(net, avg, opt, mine)->dict:
                for k,v in opt.state.get(q, {}).items()}
     return dict(model=net.state_dict(), ema={} if avg is net else avg.state_dict(), optim=moments)
 
+# %% ../nbs/08_training.ipynb #0f73a784
+def named(v):
+    "A value as JSON keeps it, the same in every process: functions and classes by their names, other objects by their class's."
+    if isinstance(v, dict): return {str(k): named(x) for k,x in v.items()}
+    if isinstance(v, (tuple,list)): return [named(x) for x in v]
+    if v is None or isinstance(v, (bool,str)): return v
+    if isinstance(v, numbers.Integral): return int(v)
+    if isinstance(v, numbers.Real): return float(v) if math.isfinite(v) else str(float(v))
+    if isinstance(v, partial): return named([v.func, v.args, v.keywords])
+    f = v if hasattr(v, '__qualname__') else type(v)
+    return f'{f.__module__}.{f.__qualname__}'.replace('__mp_main__', '__main__')
+
+def facts(
+    source,     # of 02, or a `Mixture`; of anything else nothing is known
+    name,       # how the keys begin
+)->dict:        # for `fit(what=…)`
+    "How many pictures a source has, of which tasks, in crops of which side; for a mixture, of each of its sources where they differ."
+    if not hasattr(source, 'sample'): return {}
+    parts = getattr(source, 'sources', {getattr(source, 'task', None): source})
+    one = lambda vs: vs[0] if all(v == vs[0] for v in vs) else vs
+    out = dict(pictures=one([len(s) for s in parts.values()]),
+               patch=one([getattr(s, 'patch', None) for s in parts.values()]))
+    if list(parts) != [None]: out['tasks'] = list(parts)
+    if hasattr(source, 'shares'): out['shares'] = source.shares
+    return {f'{name}.{k}': v for k,v in out.items()}
+
+
 # %% ../nbs/08_training.ipynb #26f5116f
 # may change between two parts of a run
 _FREE = ('skip', 'save_every', 'keep', 'background', 'log_every', 'progress', 'full_disk')
 
-def identity(cfg, team)->dict:
+def identity(cfg, team, what=None)->dict:
     "What two parts of one run have to agree on; JSON."
     return ({k: list(v) if isinstance(v, tuple) else v for k,v in asdict(cfg).items() if k not in _FREE}
-            | dict(shards=team.shards, exact=team.exact))
+            | dict(shards=team.shards, exact=team.exact) | (dict(what=named(what)) if what else {}))
+
+def differing(
+    was:dict,   # identity in a checkpoint
+    now:dict,   # from `identity`
+)->list:        # 'lr was 0.01, is 0.02', one for each difference
+    "Where two identities disagree. An older one had no `what`, another may know less of it: what one does not know counts as equal."
+    (a, x), (b, y) = (({k: v for k,v in w.items() if k != 'what'}, w.get('what', {})) for w in (was, now))
+    return ([f'{k} was {x[k]!r}, is {y[k]!r}' for k in y if k in x and x[k] != y[k]]
+            + [f'{k} was {a.get(k)}, is {b.get(k)}' for k in sorted({*a, *b}) if a.get(k) != b.get(k)])
 
 def upgraded(c)->dict:
     "The state of a checkpoint in today's format: what an older one could not know had its default."
@@ -293,7 +330,7 @@ def upgraded(c)->dict:
 def resume(
     run,            # directory of the run
     parts:dict,     # from `everything`, overwritten by what was saved
-    who:dict,       # from `identity`
+    who:dict,       # from `identity`; takes over what only the checkpoint knows
 )->tuple:           # (steps done, steps skipped, [loss scale, good steps] or None)
     "Continue where the newest whole checkpoint left off; zeros if there is none."
     c = load_checkpoint(run)
@@ -303,16 +340,15 @@ def resume(
     if odd:
         raise CheckpointError(c.path, 'E_KEYS', f'not a checkpoint of `fit`; missing or unknown: '
                               f'{", ".join(odd)}')
-    odd = [f'{k} was {state["who"].get(k)}, is {who.get(k)}' for k in sorted({*who, *state['who']})
-           if who.get(k) != state['who'].get(k)]
-    if odd:
+    if odd := differing(state['who'], who):
         raise ValueError(f'{os.fspath(run)!a} belongs to a run with another configuration: {"; ".join(odd)}. '
-                         f'Use the old one, or a new directory')
+                         f'Nothing was changed: use the old one, or another run directory')
     # look at all groups before touching one
     for k,t in parts.items(): check_tensors(t, c.tensors[k], c.path/f'{k}.safetensors')
     for k,t in parts.items():
         copy_tensors({n: local(v) for n,v in t.items()},
                      {n: cut_like(c.tensors[k][n], v) for n,v in t.items()}, c.path/f'{k}.safetensors')
+    if what := {**state['who'].get('what', {}), **who.get('what', {})}: who['what'] = what
     return c.step, state['skipped'], state['scale']
 
 # %% ../nbs/08_training.ipynb #4d7a5c9e
@@ -361,19 +397,19 @@ def fit(
     reduce=None,        # a `Team`, e.g. `exact(4)`, `ddp()` or `fsdp()`; None: one worker, one shard
     after=(),           # called after each step as f(k, net, avg, log), to watch, never to change; may be generators, see `scored`
     groups=None,        # parameter groups for Adam, each may give a `scale` of the learning rate
+    what:dict=None,     # all else that the run depends on, by name; a `run` with another is not continued
 )->nn.Module:           # the running average of `net`, or `net` itself if cfg.ema is 0
     "Train `net`. The only training loop of the library."
     team = reduce or Team(); net, avg, ps = prepare(net, team, cfg, groups); mine = [local(p) for p in ps]
     gradient = sliced_gradient if team.split else team_gradient; moves = moving(avg), moving(net)
     fast = torch.compile(net) if cfg.compile else net; opt = adam(mine, cfg, groups)
-    with RunDir(run, team, cfg, everything(net, avg, opt, mine), stream) as r:
+    with RunDir(run, team, cfg, everything(net, avg, opt, mine), stream, what) as r:
         for k in r.steps():
             set_lr(opt, lr_at(k, cfg))
             gs, log, stopped, bad = gradient(fast, ps, stream, step, k, team, cfg, r.asked, r.scale.value)
             log['norm'] = set_gradients(mine, gs, cfg.clip, team if team.split else None)
             if r.usable(k, log, bad):
-                opt.step()
-                if cfg.ema: ema_update(*moves, ema_decay(k, cfg.ema))
+                opt.step(); cfg.ema and ema_update(*moves, ema_decay(k, cfg.ema))
             log.update(step=k, lr=lr_at(k, cfg), seconds=r.lap())
             r.watch(after, k, net, avg, log); r.done(k+1, log, stopped)
     opt.zero_grad(); return avg
@@ -381,9 +417,9 @@ def fit(
 # %% ../nbs/08_training.ipynb #85f8a17c
 class RunDir:
     "The directory of a run: its lock, log and checkpoints. With `run=None` it only counts steps."
-    def __init__(self, run, team, cfg, parts, stream=None):
+    def __init__(self, run, team, cfg, parts, stream=None, what=None):
         self.run, self.team, self.cfg, self.parts, self.stream = run and Path(run), team, cfg, parts, stream
-        self.who, self.first, self.scale = identity(cfg, team), team.rank == 0, LossScale(cfg.amp)
+        self.who, self.first, self.scale = identity(cfg, team, what), team.rank == 0, LossScale(cfg.amp)
         self.skipped, self.asked = 0, []
         self.writer = Writer() if run and cfg.background and self.first else None
 
