@@ -251,9 +251,10 @@ def load_checkpoint(
 def prune(
     run,        # directory of the run
     keep=2,     # how many whole ones to keep, counted from the newest; at least 2
+    sure=None,  # a checkpoint that was verified just now: not read again
 ):
     "Remove old checkpoints, but not the newest `keep` that verify, and not the best."
-    good = list(islice((p for p in checkpoints(run) if not damage(p)), max(2, keep)))
+    good = list(islice((p for p in checkpoints(run) if p == sure or not damage(p)), max(2, keep)))
     if len(good) < max(2, keep): return
     scores = {p: s for p in checkpoints(run) if (s := _score(p)) is not None}
     best = max(scores, key=scores.get, default=None)
@@ -294,7 +295,7 @@ def save_checkpoint(
     write_dir(path, files | {'manifest.json': sign(step, files, score)})
     if (why := damage(path)):
         raise CheckpointError(path, 'E_DISK', f'was written but does not read back: {why}. Check the disk')
-    prune(run, keep)
+    prune(run, keep, path)
     return path
 
 # %% ../nbs/07_checkpoints.ipynb #80599b9a
@@ -483,7 +484,18 @@ def _pick(obj, key, path):
     if not isinstance(obj, dict) or not obj or not all(isinstance(v, Tensor) for v in obj.values()):
         raise CheckpointError(path, 'E_KEYS', f'not a dict of tensors; choose one with key=, there are '
                               f'{sorted(map(str, obj))[:9] if isinstance(obj, dict) else type(obj).__name__}')
+    for k,v in obj.items():
+        if v.is_floating_point() and not torch.isfinite(v if v.element_size() > 1 else v.float()).all():
+            raise CheckpointError(path, 'E_NONFINITE', f'{k} holds NaN or infinity: nothing is taken from it')
     return {str(k): v for k,v in obj.items()}
+
+def _below(tensors, key, path):
+    "`_pick` for a flat file: `key` is what the names begin with, up to a dot."
+    some = {k[len(key)+1:]: v for k,v in tensors.items() if k.startswith(f'{key}.')} if key else tensors
+    if key and not some:
+        raise CheckpointError(path, 'E_KEYS',
+                              f'no entry {key!r}; there are {sorted({k.split(".")[0] for k in tensors})[:9]}')
+    return _pick(some, '', path)
 
 # %% ../nbs/07_checkpoints.ipynb #05bc0918
 def _convert(src, dst, key, max_bytes):
@@ -527,7 +539,7 @@ def _in_child(path, key, max_bytes):
 # %% ../nbs/07_checkpoints.ipynb #f07cd670
 def import_weights(
     path,                # a .pth/.pt of somebody else, or a .safetensors
-    key='',              # where in it the weights are, e.g. 'params_ema' or 'state.model'
+    key='',              # where in it the weights are, e.g. 'params_ema' or 'state.model'; what names begin with in a .safetensors
     max_bytes=4<<30,     # refuse more
 )->dict:                 # name -> tensor, on the CPU
     "Tensors from a file you do not trust, read in a child process that cannot run its code or exhaust this machine."
@@ -537,7 +549,7 @@ def import_weights(
         if (n := path.stat().st_size) > max_bytes:
             raise CheckpointError(path, 'E_LIMIT', f'{n} bytes, more than {max_bytes}: raise max_bytes if '
                                   f'you trust it')
-        try: return st_load(read_file(path))
+        try: return _below(st_load(read_file(path)), key, path)
         except SafetensorError as e:
             raise CheckpointError(path, 'E_FOREIGN', f'not a safetensors file: {e}') from None
     with open(path, 'rb') as f: check_zip(f, max_bytes)

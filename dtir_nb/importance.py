@@ -155,6 +155,16 @@ def penalty_grads(
     torch._foreach_mul_(gs, c)
     return value, dict(zip(ps, gs))
 
+# %% ../nbs/11_importance.ipynb #9dc46301
+def _pull(ps, names, anchor, imp, weights, order):
+    "The gradient of the penalty in `penalty_grads`' order of operations, as a function of the parameters."
+    unit = 1/(sum(v.numel() for v in imp.I2.values())*imp.scale); out = []
+    for n,p in zip(names, ps):
+        d = p-anchor[n].to(p); parts = [d*imp.I2[n].to(p)] if 2 in order else []
+        if 1 in order: parts.append(d.sign()*imp.I1[n].to(p))
+        out.append(sum(parts[1:], parts[0])*(unit*(1. if weights is None else weights[n])))
+    return out
+
 # %% ../nbs/11_importance.ipynb #60ab864c
 class _Penalty(torch.autograd.Function):
     "A value whose gradient is known: as computed, or `pull(ps)` where it is to be differentiated again."
@@ -165,15 +175,6 @@ class _Penalty(torch.autograd.Function):
         saved = ctx.saved_tensors; n = len(saved)//2
         gs = ctx.pull(saved[n:]) if torch.is_grad_enabled() else saved[:n]
         return (None, None, None, *(g*out for g in gs))
-
-def _pull(ps, names, anchor, imp, weights, order):
-    "The gradient of the penalty in `penalty_grads`' order of operations, as a function of the parameters."
-    unit = 1/(sum(v.numel() for v in imp.I2.values())*imp.scale); out = []
-    for n,p in zip(names, ps):
-        d = p-anchor[n].to(p); parts = [d*imp.I2[n].to(p)] if 2 in order else []
-        if 1 in order: parts.append(d.sign()*imp.I1[n].to(p))
-        out.append(sum(parts[1:], parts[0])*(unit*(1. if weights is None else weights[n])))
-    return out
 
 def importance_penalty(
     net:nn.Module,    # the network in fine-tuning, θ

@@ -6,8 +6,8 @@
 __all__ = ['FitConfig', 'check_fit', 'lr_at', 'ema_decay', 'moving', 'ema_update', 'differentiate', 'gradient_of',
            'set_gradients', 'LossScale', 'shard_gradient', 'team_gradient', 'sliced_gradient', 'NonFinite', 'Preempted',
            'exit_code', 'append_line', 'read_log', 'keep', 'adam', 'set_lr', 'everything', 'named', 'facts', 'identity',
-           'differing', 'upgraded', 'resume', 'trainable', 'prepare', 'fit', 'RunDir', 'every', 'scored', 'pictures',
-           'pace', 'tensorboard', 'Recompute']
+           'differing', 'upgraded', 'resume', 'trainable', 'prepare', 'fit', 'check_scores', 'RunDir', 'every',
+           'scored', 'pictures', 'pace', 'tensorboard', 'Recompute']
 
 # %% ../nbs/08_training.ipynb #73fa4fcd
 import contextlib, copy, errno, json, math, numbers, os, time, warnings
@@ -403,7 +403,7 @@ def fit(
     team = reduce or Team(); net, avg, ps = prepare(net, team, cfg, groups); mine = [local(p) for p in ps]
     gradient = sliced_gradient if team.split else team_gradient; moves = moving(avg), moving(net)
     fast = torch.compile(net) if cfg.compile else net; opt = adam(mine, cfg, groups)
-    with RunDir(run, team, cfg, everything(net, avg, opt, mine), stream, what) as r:
+    with RunDir(run, team, cfg, everything(net, avg, opt, mine), stream, what, after) as r:
         for k in r.steps():
             set_lr(opt, lr_at(k, cfg))
             gs, log, stopped, bad = gradient(fast, ps, stream, step, k, team, cfg, r.asked, r.scale.value)
@@ -411,16 +411,31 @@ def fit(
             if r.usable(k, log, bad):
                 opt.step(); cfg.ema and ema_update(*moves, ema_decay(k, cfg.ema))
             log.update(step=k, lr=lr_at(k, cfg), seconds=r.lap())
-            r.watch(after, k, net, avg, log); r.done(k+1, log, stopped)
+            r.watch(k, net, avg, log); r.done(k+1, log, stopped)
     opt.zero_grad(); return avg
+
+# %% ../nbs/08_training.ipynb #3a40dee1
+def check_scores(
+    after,          # watchers
+    save_every:int, # steps between two checkpoints
+)->tuple:           # the watchers
+    "A score belongs to the weights that had it: refuse one that is neither at every checkpoint nor only at checkpoints."
+    for f in after:
+        n = getattr(f, 'every', 1)
+        if getattr(f, 'scores', False) and n % save_every and save_every % n:
+            raise ValueError(f'after scores every {n} steps, but save_every is {save_every}: step '
+                             f'{save_every} would be saved without a score, step {n} scored and not saved, '
+                             f'and the best could be lost. Take every({save_every}, scored(…)), or a divisor '
+                             f'or multiple of it')
+    return tuple(after)
 
 # %% ../nbs/08_training.ipynb #85f8a17c
 class RunDir:
     "The directory of a run: its lock, log and checkpoints. With `run=None` it only counts steps."
-    def __init__(self, run, team, cfg, parts, stream=None, what=None):
+    def __init__(self, run, team, cfg, parts, stream=None, what=None, after=()):
         self.run, self.team, self.cfg, self.parts, self.stream = run and Path(run), team, cfg, parts, stream
         self.who, self.first, self.scale = identity(cfg, team, what), team.rank == 0, LossScale(cfg.amp)
-        self.skipped, self.asked = 0, []
+        self.skipped, self.asked, self.after = 0, [], check_scores(after, cfg.save_every) if run else after
         self.writer = Writer() if run and cfg.background and self.first else None
 
     def __enter__(self):
@@ -479,9 +494,9 @@ def lap(self:RunDir):
 
 # %% ../nbs/08_training.ipynb #776065e92
 @patch
-def watch(self:RunDir, after, k, net, avg, log):
+def watch(self:RunDir, k, net, avg, log):
     "Call the watchers; once a signal has come, no further one is begun, and one that is a generator is not continued."
-    for f in after:
+    for f in self.after:
         out = f(k, net, avg, log)
         for _ in out if hasattr(out, '__next__') else ():
             if self.asked: break
@@ -548,7 +563,8 @@ def every(
     f,        # f(k, net, avg, log)
 ):            # the same, called after steps n, 2n, …
     "Do something now and then: `fit(after=[every(500, f)])`."
-    return lambda k, net, avg, log: f(k, net, avg, log) if (k+1) % n == 0 else None
+    g = lambda k, net, avg, log: f(k, net, avg, log) if (k+1) % n == 0 else None
+    g.every, g.scores = n, getattr(f, 'scores', False); return g
 
 def scored(
     f,          # f(avg) -> float, larger is better; with `items`: f(avg, item) -> float
@@ -559,7 +575,9 @@ def scored(
         total = 0.
         for i in items: total += float(f(avg, i)); yield
         log.update(score=total/len(items))
-    return one_by_one if items is not None else lambda k, net, avg, log: log.update(score=float(f(avg)))
+    at_once = lambda k, net, avg, log: log.update(score=float(f(avg)))
+    g = at_once if items is None else one_by_one
+    g.scores = True; return g
 
 # %% ../nbs/08_training.ipynb #52fb6a76
 def pictures(
