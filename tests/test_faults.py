@@ -330,8 +330,8 @@ def test_p10_a_signal_while_scoring_saves_too(tmp_path, want, threads):
         seen.append(i); i == 1 and os.kill(os.getpid(), signal.SIGTERM); time.sleep(.01); return 0.
     stream = ahead(chaos.stream, workers=threads) if threads else chaos.stream
     with pytest.raises(tr.Preempted):
-        train(tmp_path/'run', stream=stream, after=[tr.every(5, tr.scored(item, range(1000)))])
-    assert seen == [0, 1] and final(tmp_path/'run')[0] == 5 and train(tmp_path/'run', stream=stream) == want
+        train(tmp_path/'run', stream=stream, after=[tr.every(4, tr.scored(item, range(1000)))], save_every=8)
+    assert seen == [0, 1] and final(tmp_path/'run')[0] == 4 and train(tmp_path/'run', stream=stream) == want
 
 def test_p10_the_second_signal_kills(tmp_path):
     def twice(k, *_):
