@@ -9,7 +9,7 @@ __all__ = ['SAME', 'LAYOUTS', 'DACLIP', 'CLEAN', 'ALIASES', 'SIDES', 'BY_CHANCE'
            'unpack']
 
 # %% ../nbs/02a_doctor.ipynb #c1671dc8
-import hashlib, io, json, lzma, math, os, re, shutil, stat, tarfile, tempfile, unicodedata, zipfile, zlib
+import hashlib, json, lzma, math, os, re, shutil, stat, tarfile, tempfile, unicodedata, zipfile, zlib
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from scipy import ndimage
 from tqdm.auto import tqdm
 from .core import FORMATS, ImageError, load_image, rng, save_image
 from .inspection import Child, _blank, inspect_file, scan, unchanged
-from .data import BadFiles, Pairs, files, pair_files
+from .data import BadFiles, files, pair_files
 from .degradations import STRENGTHS, TASKS, daclip, degrade
 
 # %% ../nbs/02a_doctor.ipynb #e0bbeffd

@@ -20,8 +20,7 @@ from .core import FORMATS, ImageError, load_image, save_image
 from .data import pair_files
 from .conditioning import evaluating
 from .checkpoints import replace_file
-from .metrics import (DACLIP, Protocol, bootstrap, card_json, card_line, card_markdown, centre_crop,
-                             metric_card, score)
+from .metrics import DACLIP, Protocol, bootstrap, card_json, card_line, centre_crop, metric_card, score
 from .paper import DATASETS_B, PAPER, TEN
 
 # %% ../nbs/18_evaluation.ipynb #e2850ac8

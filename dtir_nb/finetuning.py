@@ -310,9 +310,19 @@ def hold(
                 Importance(*({k: v for k,v in d.items() if k not in free} for d in (imp.I1, imp.I2)), imp.n))
 
 # %% ../nbs/15_finetuning.ipynb #18f9e475
+def _is_pair(p):
+    "Two pictures."
+    return (isinstance(p, (tuple,list)) and len(p) == 2
+            and all(not isinstance(v, Tensor) or v.ndim == 3 for v in p))
+
 def _draws(pairs, clean, gef, seed, patch, batch):
     "The batches of a fine-tuning, and the clean pictures as a source."
+    if isinstance(pairs, tuple) and len(pairs) == 2 and all(isinstance(v, Tensor) and v.ndim == 4 for v in pairs):
+        pairs = list(zip(*pairs))                                    # two batches, as `match` takes them
     if isinstance(pairs, (list,tuple)):
+        if odd := [p for p in pairs if not _is_pair(p)]:
+            raise ValueError(f'pairs holds a {type(odd[0]).__name__} that is no pair: give (clean, degraded) '
+                             'pictures (3,H,W), or the two batches (clean, degraded)')
         pairs = Pairs([y for _,y in pairs], [x for x,_ in pairs], 'pairs', patch=patch)
     if isinstance(clean, (list,tuple)): clean = Clean(clean, patch=patch)
     if clean is None and (gef.mu*gef.mix or gef.lam_reg):
@@ -321,6 +331,7 @@ def _draws(pairs, clean, gef, seed, patch, batch):
     return stream(pairs, batch=batch, seed=seed, clean=clean if gef.mu else None,
                   mix=gef.mix if gef.mu else 0., clump=gef.clump), clean
 
+# %% ../nbs/15_finetuning.ipynb #a003a845
 def _ready(net, pairs, clean, t, cfg, gef, patch, batch, held):
     "What a fine-tuning, whole or in slices, needs before its first step: batches, what is held on to, and what `fit` is to know the run by."
     if not hasattr(net, 'schedule'):

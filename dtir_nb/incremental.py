@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 import torch
-from .core import check_steps, rng
+from .core import check_steps
 from .schedule import _same
 from .data import Clean, Mixture
 from .conditioning import evaluating

@@ -20,7 +20,7 @@ from .data import Mixture, Synthetic, stream
 from .conditioning import Timeless, seeded
 from .metrics import psnr, ssim
 from .checkpoints import checkpoints, load_net, run_lock, save_net
-from .parallel import Team, init_workers, stop_signals
+from .parallel import init_workers, stop_signals
 from .sharded import whole_state
 from .training import Preempted, exit_code, fit, read_log
 from .pretraining import pretrain
@@ -28,10 +28,9 @@ from .matching import match, plot_curves
 from .finetuning import _expert_params, charbonnier, finetune
 from .large import finetune_sliced
 from .incremental import History, Stage, train_incremental
-from .restoring import Restorer, TimestepEstimator, build_net, save_restorer, train_estimator
-from .recipes import (ABLATIONS, RECIPES, Recipe, ablation, check_config, clean_pictures, demo,
-                             fit_config, gef, photos, read_recipe, recipe, setting_a, setting_b, sources,
-                             team_of, write)
+from .restoring import TimestepEstimator, build_net, save_restorer, train_estimator
+from .recipes import (RECIPES, Recipe, check_config, clean_pictures, demo, fit_config, gef, photos,
+                             read_recipe, recipe, sources, team_of, write)
 from .plan import plan_text
 
 # %% ../nbs/19_launch.ipynb #64df7e94

@@ -7,7 +7,7 @@ __all__ = ['MIRROR', 'blobs', 'Print', 'fingerprint', 'distance', 'similar', 'Ma
            'fingerprints', 'leaks', 'leak_report', 'data_leaks']
 
 # %% ../nbs/02b_leaks.ipynb #19d18911
-import base64, hashlib, html, io, json, math, os, zipfile
+import base64, html, io, json, math, os, zipfile
 from functools import partial
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np, torch
 from PIL import Image, ImageDraw
 from scipy import ndimage
 from tqdm.auto import tqdm
-from .core import ImageError, load_image, rng, to_uint8
+from .core import ImageError, load_image, to_uint8
 from .data import files
 from .doctor import fit_pair
 

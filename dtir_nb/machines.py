@@ -7,7 +7,6 @@ __all__ = ['SCRIPT', 'slurm']
 
 # %% ../nbs/19b_machines.ipynb #eaad529a
 import re, shlex
-from pathlib import Path
 from .launch import chosen, options, settled
 
 # %% ../nbs/19b_machines.ipynb #135ce6ee

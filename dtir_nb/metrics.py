@@ -11,7 +11,7 @@ __all__ = ['DACLIP', 'BASICSR_RGB', 'BASICSR_Y', 'PROMPTIR', 'MATLAB_Y', 'PROTOC
 import json, math, platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-import numpy as np, torch
+import torch
 from torch import Tensor
 from .core import check_images, rng
 

@@ -7,7 +7,7 @@ __all__ = ['SETTING_A', 'TABLE1', 'TEN', 'TABLE2', 'DATASETS_B', 'TABLE3', 'TABL
            'TABLE9', 'MAIN', 'PAPER', 'Row', 'Panel', 'PaperTable', 'paper_value', 'paper_json']
 
 # %% ../nbs/17a_paper.ipynb #fa5f2578
-import json, math
+import json
 from typing import NamedTuple
 
 # %% ../nbs/17a_paper.ipynb #61246011

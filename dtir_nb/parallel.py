@@ -8,12 +8,12 @@ __all__ = ['CHUNK', 'tree_sum', 'Team', 'exact', 'ddp', 'fork_workers', 'in_turn
 
 # %% ../nbs/07a_parallel.ipynb #66c79bc0
 import atexit, contextlib, ctypes, hashlib, os, queue, signal, socket, sys, tempfile, threading
-import time, traceback
+import traceback
 from datetime import timedelta
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from torch import nn, Tensor
+from torch import Tensor
 from .checkpoints import pack, read_file, st_load
 
 # %% ../nbs/07a_parallel.ipynb #45a0389b

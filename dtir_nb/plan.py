@@ -7,7 +7,7 @@ __all__ = ['HARDWARE', 'Peak', 'noise_pictures', 'trial', 'cycle', 'conv_backwar
            'measure', 'counted', 'rows', 'plan_markdown', 'plan_text']
 
 # %% ../nbs/18c_plan.ipynb #cc1bdb90
-import math, os, re, time, weakref
+import math, re, time, weakref
 from dataclasses import replace
 from typing import NamedTuple
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from .core import Batch, rng
+from .core import rng
 from .data import Clean, Mixture, Pairs
-from .backbones import count_macs, count_params
+from .backbones import count_macs
 from .conditioning import seeded
 from .importance import Importance, anchor
 from .matching import last_step

@@ -9,7 +9,7 @@ __all__ = ['ddpm', 'min_snr', 'gen_loss', 'pretrain_step', 'pretrain']
 from functools import partial
 import torch
 from torch import Tensor
-from .core import Batch, check_images, check_steps
+from .core import check_steps
 from .schedule import Schedule, add_noise, at
 from .data import Clean, stream
 from .training import FitConfig, facts, fit

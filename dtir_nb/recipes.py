@@ -12,8 +12,8 @@ __all__ = ['PAPER', 'SETTING_A', 'SETTING_B', 'ABLATIONS', 'RECIPES', 'Recipe', 
 import difflib, json, os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from .core import ImageError, rng
-from .degradations import STRENGTHS, TASKS, degrade
+from .core import ImageError
+from .degradations import STRENGTHS, TASKS
 from .data import Clean, Pairs, Synthetic, embedded_photos
 from .checkpoints import replace_file
 from .doctor import manifest_pairs, survey

@@ -26,7 +26,7 @@ from .conditioning import Clocked, Timeless, add_sites, evaluating, find_sites
 from .checkpoints import load_net, read_net, save_net
 from .training import FitConfig, fit
 from .moe import MoE
-from .photographs import Photograph, incoming, outgoing, read_photo, side_by_side, write_photo
+from .photographs import incoming, outgoing, read_photo, side_by_side, write_photo
 
 # %% ../nbs/17_restoring.ipynb #2d44d4f6
 def _starts(n, tile, overlap):

@@ -6,7 +6,6 @@
 __all__ = ['local', 'gathered', 'cut_like', 'sliced_like', 'blocks', 'slice_net', 'is_sliced', 'fsdp', 'whole_state', 'dots']
 
 # %% ../nbs/07b_sharded.ipynb #f8c6c24a
-import math
 import torch
 import torch.distributed as dist
 from torch import nn, Tensor

@@ -18,8 +18,8 @@ import torch, torch.utils.checkpoint
 from fastcore.basics import patch
 from torch import nn, Tensor
 from tqdm.auto import tqdm
-from .core import rng, Batch, ImageError, save_image
-from .data import BadFiles, ahead
+from .core import rng, ImageError, save_image
+from .data import BadFiles
 from .checkpoints import (_FULL, CheckpointError, Locked, Writer, run_lock, load_checkpoint,
                                  replace_file, save_checkpoint, check_tensors, copy_tensors)
 from .parallel import Team, Drift, each_shard, join, split, check_same, stop_signals, roll_call

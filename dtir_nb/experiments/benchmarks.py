@@ -68,7 +68,7 @@ from ..orthogonality import project
 
 from ..finetuning import FinetuneConfig, PLAIN, finetune_step, hold, Held
 
-from ..restoring import Restorer, pretrained
+from ..restoring import pretrained
 
 from .data_speed import loop, supervise
 

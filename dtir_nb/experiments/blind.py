@@ -8,15 +8,13 @@ __all__ = ['TASK_OF', 'OVERLAP', 'blind_folder', 'gains', 'on_pairs', 'on_clean'
 
 # %% ../../nbs/experiments/blind.ipynb #fa9f583a
 import argparse, hashlib, json, os, tempfile
-from functools import partial
 from pathlib import Path
 import torch
 from ..core import load_image
 from ..data import embedded_photos, files
 from ..leaks import leaks
 from ..metrics import psnr, ssim
-from ..restoring import (Restorer, clean_summary, load_restorer, pretrained, restore_folder,
-                               weights_folder, _target)
+from ..restoring import Restorer, clean_summary, load_restorer, restore_folder, weights_folder, _target
 from ..evaluation import find_pairs, load_pair
 from .records import once
 from .shipping import Ship, divided

@@ -12,7 +12,7 @@ __all__ = ['KINDS', 'HALVES', 'LEVELS', 'FRONTS', 'PLACES', 'WHEN', 'SPLITS', 'r
 
 # %% ../../nbs/experiments/claims.ipynb #fa5f2578
 import json, math, statistics
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 import matplotlib.pyplot as plt
 from scipy.special import stdtrit
@@ -20,8 +20,8 @@ from ..degradations import TASKS
 from ..incremental import plan, share
 from ..plan import counted, rows as plan_rows
 from ..recipes import Recipe, ablation, setting_a
-from .protocol import (DEEP, GEN, LAST, NUISANCE, PUBLIC, REGIMES, ROWS_A, ROWS_B, SIZES,
-                                          STRONGER, SWEEPS, SWEEP_TASKS, TASKS_A, jobs, read_choice, slug)
+from .protocol import (DEEP, GEN, LAST, NUISANCE, PUBLIC, ROWS_B, STRONGER, SWEEPS,
+                                          SWEEP_TASKS, TASKS_A)
 
 # %% ../../nbs/experiments/claims.ipynb #9d9b8237
 def read(

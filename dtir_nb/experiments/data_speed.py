@@ -10,7 +10,7 @@ import argparse, itertools, math, os, time
 from pathlib import Path
 import numpy as np, torch
 from ..core import load_image, rng, to_uint8
-from ..degradations import STRENGTHS, TASKS, degrade
+from ..degradations import TASKS, degrade
 from ..data import Clean, Mixture, Synthetic, embedded_photos, files, stream
 from ..leaks import candidates, fingerprint, overlay
 from ..training import FitConfig, fit

@@ -7,7 +7,6 @@ __all__ = ['BACKBONES', 'WIDTH', 'ratio', 'dresses', 'LiveBytes', 'peak_bytes', 
 
 # %% ../../nbs/experiments/efficiency.ipynb #1b66a02d
 import argparse, statistics, time, weakref
-from functools import partial
 from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode

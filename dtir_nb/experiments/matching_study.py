@@ -6,7 +6,7 @@
 __all__ = ['REAL', 'ASK', 'FAR', 'middle', 'real_pairs', 'network', 'curves', 'noise', 'judged', 'main']
 
 # %% ../../nbs/experiments/matching_study.ipynb #8b0e9e04
-import argparse, copy, os
+import argparse, os
 from functools import partial
 from pathlib import Path
 import torch
@@ -22,7 +22,7 @@ from ..pretraining import pretrain
 from ..matching import (by_diffusing, by_reversing, by_score, match, mse, mse_less_mean,
                               mse_of_gradients, referee)
 from .preconditioning import photographs
-from .records import once, records
+from .records import once
 
 # %% ../../nbs/experiments/matching_study.ipynb #20171a00
 REAL = dict(noisy='noisy', rainy='rain100l', jpeg='jpeg', hazy='hazy', low_light='lowlight', blurry='blurry',

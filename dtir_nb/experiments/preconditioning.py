@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 import torch
 from ..core import rng, load_image
-from ..degradations import STRENGTHS, degrade, noisy
+from ..degradations import STRENGTHS, degrade
 from ..data import Synthetic, files, stream
 from ..schedule import cosine_schedule, level_to_step
 from ..backbones import nafnet_small
@@ -19,7 +19,7 @@ from ..conditioning import Clocked, edm, faded, natural, seeded
 from ..training import FitConfig, fit
 from ..pretraining import pretrain
 from ..matching import match
-from .records import once, records
+from .records import once
 
 # %% ../../nbs/experiments/preconditioning.ipynb #f9487213
 SCALES = dict(faded=faded, natural=natural, edm=edm)

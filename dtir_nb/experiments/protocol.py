@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from ..core import load_image, rng
 from ..leaks import leaks
-from ..degradations import STRENGTHS, TASKS, compose, degrade
+from ..degradations import STRENGTHS, TASKS, degrade
 from ..data import Clean, Mixture, Synthetic, embedded_photos, files, pair_files, stream
 from ..schedule import cosine_schedule
-from ..backbones import NAFNet, count_params, nafnet_medium, nafnet_small
+from ..backbones import NAFNet, nafnet_medium, nafnet_small
 from ..conditioning import Clocked, Timeless, add_sites, seeded
 from ..metrics import psnr, ssim
 from ..checkpoints import load_net, replace_file, save_net
@@ -34,9 +34,9 @@ from ..pretraining import gen_loss, pretrain
 from ..matching import match
 from ..importance import Importance, anchor
 from ..moe import MoE
-from ..finetuning import PLAIN, FinetuneConfig, Held, finetune, hold
+from ..finetuning import PLAIN, Held, finetune, hold
 from ..incremental import train_incremental
-from .records import once, records
+from .records import once
 
 # %% ../../nbs/experiments/protocol.ipynb #44bf5a93
 TASKS_A = ('hazy', 'rainy', 'snowy', 'low_light')

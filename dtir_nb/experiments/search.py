@@ -20,7 +20,7 @@ from ..training import FitConfig
 from ..pretraining import gen_loss, pretrain
 from ..finetuning import FinetuneConfig, finetune
 from .preconditioning import photographs, psnr_at
-from .records import once, records
+from .records import once
 
 # %% ../../nbs/experiments/search.ipynb #a5496aa6
 T_STAR = dict(rainy=2, low_light=12)

@@ -9,7 +9,6 @@ __all__ = ['TINY', 'GEF', 'Ship', 'divided', 'photographs', 'pairs_of', 'validat
 # %% ../../nbs/experiments/shipping.ipynb #a68f4697
 import argparse, json, math, os, time
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 import torch
 from torch.nn import functional as F
