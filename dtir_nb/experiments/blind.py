@@ -7,7 +7,7 @@ __all__ = ['TASK_OF', 'OVERLAP', 'blind_folder', 'gains', 'on_pairs', 'on_clean'
            'markdown_clean']
 
 # %% ../../nbs/experiments/blind.ipynb #fa9f583a
-import argparse, hashlib, json, os, tempfile
+import argparse, hashlib, os, tempfile
 from pathlib import Path
 import torch
 from ..core import load_image
