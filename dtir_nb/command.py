@@ -152,7 +152,7 @@ def evaluate(
     from dtir_nb import metrics, perceptual
     from dtir_nb.evaluation import collect, evaluate as score, find_pairs, write_tables
     from dtir_nb.restoring import load_restorer
-    how, _ = _protocol(protocol), _told_apart(data)
+    how = _protocol(protocol); _told_apart(data)
     R, out = load_restorer(run), Path(out or Path(run)/'eval'); R.net.to(device)
     extra = dict(perceptual=perceptual.lpips, lpips_card=perceptual.lpips_card()) if lpips else {}
     for d in data:

@@ -201,11 +201,11 @@ def cut(
     return [_dihedral(x, int(8*r[2])).contiguous() if flip else x for x in out]
 
 # %% ../nbs/02_data.ipynb #516a9d8f
-def _check_size(h, w, patch, name):
-    "Refuse a picture that reflection cannot stretch to the patch."
+def _too_small(h, w, patch, name):
+    "The error of a picture that reflection cannot stretch to the patch, None for others."
     if patch and min(h, w) < patch//2+1:
-        raise ValueError(f'{name} is {w}×{h} pixels, less than half of patch={patch}: take patch ≤ '
-                         f'{2*(min(h, w)-1)}, or leave the picture out')
+        return ImageError(name, 'E_TOO_SMALL', f'{name} is {w}×{h} pixels, less than half of patch={patch}: take '
+                          f'patch ≤ {2*(min(h, w)-1)}, or leave the picture out')
 
 class BadFiles(ValueError):
     "Files that cannot be used; `.errors` is a list of `ImageError`s."
@@ -221,8 +221,7 @@ def _check_item(pics, i, patch):
     if len(set(sizes)) > 1:
         raise ImageError(pics[0].names[i], 'E_PAIR_SIZE', f'{sizes[0]} (height, width), but its partner '
                          f'{pics[1].names[i]} has {sizes[1]}')
-    try: _check_size(*sizes[0], patch, pics[0].names[i])
-    except ValueError as e: raise ImageError(pics[0].names[i], 'E_TOO_SMALL', str(e)) from None
+    if e := _too_small(*sizes[0], patch, pics[0].names[i]): raise e
 
 # %% ../nbs/02_data.ipynb #86020eb7
 def _usable(*pics, patch=None, bad='stop'):

@@ -19,7 +19,7 @@ from scipy import ndimage
 from tqdm.auto import tqdm
 from .core import FORMATS, ImageError, load_image, rng, save_image
 from .inspection import Child, _blank, inspect_file, scan, unchanged
-from .data import BadFiles, files, pair_files
+from .data import BadFiles, _too_small, files, pair_files
 from .degradations import STRENGTHS, TASKS, daclip, degrade
 
 # %% ../nbs/02a_doctor.ipynb #e0bbeffd
@@ -645,9 +645,7 @@ def manifest_pairs(
             and (check == 'time' or _sha(Path(root)/r['path']) == r['sha256']))
     changed = [ImageError(Path(root)/r['path'], 'E_CHANGED', 'is not the file that was examined; run `dtir '
                           'data prepare` again') for p in pairs for r in p if not same(r)]
-    small = [ImageError(Path(root)/a['path'], 'E_TOO_SMALL', f"{a['width']}×{a['height']} pixels, less than half "
-                        f'of patch={patch}: take a smaller patch, or remove it and prepare again')
-             for a,_ in pairs if patch and min(a['width'], a['height']) < patch//2+1]
+    small = [e for a,_ in pairs if (e := _too_small(a['height'], a['width'], patch, Path(root)/a['path']))]
     if changed or small: raise BadFiles(changed or small)
     return tuple([Path(root)/p[i]['path'] for p in pairs] for i in (0, 1))
 
