@@ -30,11 +30,12 @@ def radar(
     v = torch.tensor([[math.nan if x is None else x for x in o] for o in values.values()])*(1
         if higher else -1)
     r = unit_axes(v, margin); ang = torch.arange(len(labels)+1)*2*math.pi/len(labels)
-    fig,ax = plt.subplots(figsize=(4.2,3.2), subplot_kw=dict(projection='polar'), dpi=46)
+    fig,ax = plt.subplots(figsize=(4.2,3.2), subplot_kw=dict(projection='polar'), dpi=80)
     for name,o in zip(values, r): ax.plot(ang, torch.cat([o,o[:1]]), label=name, lw=1.2)
     best = [f'{l}\n{(x if higher else -x):.4g}'
             for l,x in zip(labels, v.nan_to_num(-math.inf).max(0).values.tolist())]
-    ax.set_xticks(ang[:-1], best, fontsize=7); ax.set_yticks([]); ax.set_ylim(0,1.02)
+    ax.set_xticks(ang[:-1], best, fontsize=7); ax.tick_params(axis='x', pad=8)
+    ax.set_yticks([]); ax.set_ylim(0,1.02)
     ax.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1.15,1.1)); fig.tight_layout()
     return fig
 
@@ -76,7 +77,7 @@ def feature_maps(
     "The picture beside the mean magnitude of each layer's channels, each map on its own scale (Fig. 10)."
     import matplotlib.pyplot as plt
     maps = [f[0].abs().mean(0) for f in features_at(net, img, t, names).values()]
-    fig,axs = plt.subplots(1, len(maps)+1, figsize=(1.1*(len(maps)+1),1.2), dpi=50)
+    fig,axs = plt.subplots(1, len(maps)+1, figsize=(1.1*(len(maps)+1),1.2), dpi=80)
     axs[0].imshow(img[0].clamp(0,1).permute(1,2,0).cpu()); axs[0].set_title('input', fontsize=7)
     for ax,m,n in zip(axs[1:], maps, names):
         ax.imshow(m.cpu(), cmap='magma'); ax.set_title(n.split('net.')[-1], fontsize=7)
@@ -200,7 +201,7 @@ def zoom_grid(
 ):                # a matplotlib figure
     "Pictures in a row, the same crop of each below, its place marked (Fig. 7)."
     import matplotlib.pyplot as plt
-    fig,axs = plt.subplots(2, len(images), figsize=(size*len(images),size*2.05), squeeze=False, dpi=60)
+    fig,axs = plt.subplots(2, len(images), figsize=(size*len(images),size*2.05), squeeze=False, dpi=80)
     for (a,b),(n,x) in zip(axs.T, images.items()):
         for ax,o in ((a,x), (b,zoom(x,box))):
             ax.imshow(o.detach().clamp(0,1).permute(1,2,0).cpu(), interpolation='nearest'); ax.axis('off')
@@ -238,7 +239,7 @@ def error_maps(
     import matplotlib.pyplot as plt
     e = {n: (x-truth).abs().mean(0) for n,x in outputs.items()}
     top = top or float(np.quantile(torch.stack(list(e.values())).numpy(), .995)) or 1.
-    fig,axs = plt.subplots(1, len(e), figsize=(size*len(e)+.5,size*1.1), squeeze=False, dpi=64)
+    fig,axs = plt.subplots(1, len(e), figsize=(size*len(e)+.5,size*1.1), squeeze=False, dpi=80)
     for ax,(n,m) in zip(axs[0], e.items()):
         im = ax.imshow(m, cmap='inferno', vmin=0, vmax=top)
         ax.set_title(f'{n}: {m.mean():.3f}', fontsize=7); ax.axis('off')
