@@ -38,6 +38,7 @@ def restore(
     device:str='cpu',      # 'cpu' or 'cuda'
 ):
     "Restore a photograph, or a folder of them."
+    if not megapixels > 0: raise ValueError(f'megapixels is {megapixels}: a number above 0')
     kw = dict(task=task, t=t, max_pixels=megapixels*1e6, compare=compare)
     args = dict(run=run, device=device, tile=tile, settle=settle, ensemble=ensemble)
     if os.path.isdir(image):
@@ -47,11 +48,9 @@ def restore(
 # %% ../nbs/19a_command.ipynb #ade739ad
 def load_model(run=None, device='cpu', **kw):
     "The restorer of a run's directory, or the one that ships."
-    import torch
+    from dtir_nb.core import check_device
     from dtir_nb.restoring import load_restorer, pretrained
-    R = load_restorer(run, **kw) if run else pretrained(**kw)
-    if str(device).startswith('cuda') and not torch.cuda.is_available():
-        raise ValueError(f'device is {device!r}: no GPU is visible to PyTorch here; use cpu')
+    device = check_device(device); R = load_restorer(run, **kw) if run else pretrained(**kw)
     R.net.to(device)
     return R
 
@@ -150,10 +149,11 @@ def evaluate(
     "Score a run on folders of pairs: per-image CSV, the card of the numbers, the paper's tables with ours beside."
     from pathlib import Path
     from dtir_nb import metrics, perceptual
+    from dtir_nb.core import check_device
     from dtir_nb.evaluation import collect, evaluate as score, find_pairs, write_tables
     from dtir_nb.restoring import load_restorer
     how = _protocol(protocol); _told_apart(data)
-    R, out = load_restorer(run), Path(out or Path(run)/'eval'); R.net.to(device)
+    check_device(device); R, out = load_restorer(run), Path(out or Path(run)/'eval'); R.net.to(device)
     extra = dict(perceptual=perceptual.lpips, lpips_card=perceptual.lpips_card()) if lpips else {}
     for d in data:
         name = Path(d).resolve().name

@@ -14,7 +14,7 @@ import tempfile, time
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
-from .core import rng
+from .core import check_device, rng
 from .degradations import STRENGTHS, degrade
 from .data import Mixture, Synthetic, stream
 from .conditioning import Timeless, seeded
@@ -201,7 +201,7 @@ def one_line(e)->str: return ' '.join(str(e).split()) or type(e).__name__
 def work(a):
     "Train what the options say, as one of the workers if there are several."
     if not a.out: raise ValueError('--out is missing: name a directory for the run')
-    device = init_workers(a.patience) if a.device is None else torch.device(a.device)
+    device = init_workers(a.patience) if a.device is None else check_device(a.device)
     world = int(os.environ.get('WORLD_SIZE', 1)) if 'RANK' in os.environ and a.device is None else 1
     r = settled(chosen(a), a, world); team = team_of(r, world); team.patience = a.patience
     first = team.rank == 0
@@ -450,7 +450,7 @@ def run_demo(
 )->dict:                 # the scores
     "The whole method on embedded photographs, beside its rival; see README for what it writes."
     r, out, t0 = demo(scale, seed), Path(out), time.time(); torch.set_num_threads(1)
-    check_config(r, out); rival = start_rival(r, out, scale, device)
+    check_device(device); check_config(r, out); rival = start_rival(r, out, scale, device)
     try:
         print(f'plain supervision trains beside it, in a process of its own (its log: {out}/plain.log)')
         net, matches, _ = train_ours(r, out, device, say=lambda s: (_still_well(rival, out), print(s)))

@@ -245,6 +245,8 @@ class Restorer:
         self.net, self.t, self.estimator = net, t, estimator
         self.tile, self.overlap, self.ensemble = tile, overlap, ensemble
         self.settle, self.leave = settle, leave
+        if settle is not None and not settle >= 0:
+            raise ValueError(f'settle is {settle}: a number of passes, at least 0, or None')
         if tile and not 0 < overlap < tile:
             raise ValueError(f'overlap is {overlap}, tile is {tile}: the overlap lies between 0 and the tile')
 

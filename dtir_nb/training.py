@@ -54,7 +54,7 @@ class FitConfig:
 def check_fit(c):
     "Refuse a setting out of its range, by name."
     if c.amp is True: object.__setattr__(c, 'amp', 'bf16')
-    for ok,name,why in ((c.steps>=0,'steps','at least 0'), (c.lr>0,'lr','positive'),
+    for ok,name,why in ((c.steps>=0,'steps','at least 0'), (0<c.lr<math.inf,'lr','positive and finite'),
                         (0<=c.lr_min<=c.lr,'lr_min','in 0..lr'),
                         (0<=c.warmup<=c.steps,'warmup','in 0..steps'), (0<=c.ema<1,'ema','in [0,1)'),
         (c.clip>=0,'clip','0 or positive'), (c.skip>=0,'skip','0 or positive'),
