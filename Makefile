@@ -37,6 +37,7 @@ bench: $(STAMP)
 # what the experiments have no record of yet, from the photographs in $DTIR_DATA; cut off, it goes on; ONLY="select a b sweeps", JOBS and MINUTES limit it
 experiments: $(STAMP)
 	$(BIN)/python -m dtir_nb.experiments.protocol --jobs $(or $(JOBS),1) $(if $(ONLY),--only $(ONLY)) $(if $(MINUTES),--minutes $(MINUTES))
+	$(if $(ONLY)$(MINUTES),,$(BIN)/python -m dtir_nb.experiments.two_passes)
 
 check: $(STAMP)
 	$(BIN)/python tools/check_sync.py
