@@ -17,7 +17,7 @@ from .protocol import (ROWS_A, SIZES, TASKS_A, Size, degraded, pictures, pretrai
 from .records import once
 
 # %% ../../nbs/experiments/two_passes.ipynb #6e3e0f00
-ROWS = ('scratch','pre-trained','full')   # of Setting A
+ROWS = ('scratch','scratch, half','pre-trained','full')   # of Setting A
 TOLD = (1,2,3,6,12,20)                    # steps that a network is told instead of its own
 
 def first_steps(
@@ -68,7 +68,7 @@ def study(
     nets = {n: trained(n, sz, task, seed, choice, runs) for n in ROWS}
     x, first = pictures('test', sz.embedded), first_steps(start.schedule, ts)
     ys = {r: degraded(x, task, r, 'test') for r in first}
-    scores = {r: {n: both_ways(x, ys[r], net, t, start, first[r], n != 'scratch')
+    scores = {r: {n: both_ways(x, ys[r], net, t, start, first[r], bool(ROWS_A[n].pre))
                   for n,(net,t) in nets.items()} for r in first}
     return dict(t={n: int(t) for n,(_,t) in nets.items()}, first=first, scores=scores)
 
