@@ -149,11 +149,9 @@ def evaluate(
     "Score a run on folders of pairs: per-image CSV, the card of the numbers, the paper's tables with ours beside."
     from pathlib import Path
     from dtir_nb import metrics, perceptual
-    from dtir_nb.core import check_device
     from dtir_nb.evaluation import collect, evaluate as score, find_pairs, write_tables
-    from dtir_nb.restoring import load_restorer
     how = _protocol(protocol); _told_apart(data)
-    check_device(device); R, out = load_restorer(run), Path(out or Path(run)/'eval'); R.net.to(device)
+    R, out = load_model(run, device), Path(out or Path(run)/'eval')
     extra = dict(perceptual=perceptual.lpips, lpips_card=perceptual.lpips_card()) if lpips else {}
     for d in data:
         name = Path(d).resolve().name

@@ -73,8 +73,8 @@ def check_device(
     "The device of that name, or a `ValueError` if PyTorch does not know it or does not see it here."
     try: d = torch.device(device); torch.empty(1, device=d); return d
     except (RuntimeError, AssertionError, TypeError, NotImplementedError):
-        here = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
-        raise ValueError(f'device is {device!r}: PyTorch sees {", ".join(here)} on this machine') from None
+        here = [f'cuda:{i}' for i in range(torch.cuda.device_count())] or ['no GPU']
+        raise ValueError(f'device is {device!r}: PyTorch sees cpu, {", ".join(here)} on this machine') from None
 
 # %% ../nbs/00_core.ipynb #cc223fee
 def show_images(

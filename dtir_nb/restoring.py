@@ -229,6 +229,12 @@ def _each(t, n):
     if len(t) != n: raise ValueError(f't has {len(t)} steps for {n} pictures: give one, or one for each')
     return t.tolist()
 
+# %% ../nbs/17_restoring.ipynb #973de96f
+def _passes(settle):
+    "A number of passes that there can be, or None."
+    if settle is None or settle >= 0: return settle
+    raise ValueError(f'settle is {settle}: a number of passes, at least 0, or None')
+
 # %% ../nbs/17_restoring.ipynb #010559b0
 class Restorer:
     "Restores pictures of any size with one pass per tile."
@@ -244,9 +250,7 @@ class Restorer:
     ):
         self.net, self.t, self.estimator = net, t, estimator
         self.tile, self.overlap, self.ensemble = tile, overlap, ensemble
-        self.settle, self.leave = settle, leave
-        if settle is not None and not settle >= 0:
-            raise ValueError(f'settle is {settle}: a number of passes, at least 0, or None')
+        self.settle, self.leave = _passes(settle), leave
         if tile and not 0 < overlap < tile:
             raise ValueError(f'overlap is {overlap}, tile is {tile}: the overlap lies between 0 and the tile')
 
