@@ -8,7 +8,6 @@ __all__ = ['ROWS', 'TOLD', 'first_steps', 'ask_first', 'trained', 'both_ways', '
 # %% ../../nbs/experiments/two_passes.ipynb #e39af53e
 import argparse
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 import torch
 from ..schedule import level_to_step
@@ -49,10 +48,8 @@ def both_ways(x, y, net, t, start, k, clock):
     out = dict(once=scored(own, x, y), start=scored(ask_first(start, k, own), x, y))
     if clock:
         out['itself'] = scored(ask_first(net, k, own), x, y)
-        out['told'] = {s: scored(partial(_at, net, s), x, y)['psnr'] for s in TOLD}
+        out['told'] = {s: scored(lambda v: net(v, s), x, y)['psnr'] for s in TOLD}
     return out
-
-def _at(net, s, v): return net(v, s)
 
 # %% ../../nbs/experiments/two_passes.ipynb #55f58045
 def study(
