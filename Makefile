@@ -38,6 +38,7 @@ bench: $(STAMP)
 experiments: $(STAMP)
 	$(BIN)/python -m dtir_nb.experiments.protocol --jobs $(or $(JOBS),1) $(if $(ONLY),--only $(ONLY)) $(if $(MINUTES),--minutes $(MINUTES))
 	$(if $(ONLY)$(MINUTES),,$(BIN)/python -m dtir_nb.experiments.two_passes)
+	$(if $(ONLY)$(MINUTES),,$(BIN)/python -m dtir_nb.experiments.one_clock)
 
 check: $(STAMP)
 	$(BIN)/python tools/check_sync.py

@@ -8,7 +8,7 @@ import json
 # what a reader would open first, in each folder; whatever is not named here follows by name
 ORDER = dict(tutorials=('restore_a_photo', 'your_own_degradation', 'your_own_backbone', 'reproduce_a_table',
                         'from_one_gpu_to_many'),
-             experiments=('claims', 'protocol', 'two_passes', 'matching_study', 'preconditioning', 'search',
+             experiments=('claims', 'protocol', 'two_passes', 'one_clock', 'matching_study', 'preconditioning', 'search',
                           'shipping', 'blind', 'efficiency', 'benchmarks', 'data_speed', 'records'))
 
 def title(path):
