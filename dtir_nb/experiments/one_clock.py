@@ -14,7 +14,8 @@ from ..conditioning import Clocked, seeded
 from ..data import Clean
 from ..finetuning import PLAIN, finetune
 from ..schedule import cosine_schedule
-from .protocol import (GEN, NETS, SELECT_SEED, SIZES, SWEEP_TASKS, TASKS_A, Row, Size, curve,
+from .protocol import (GEN, NETS, SELECT_SEED, SIZES, SWEEP_TASKS, TASKS_A,
+                                          Row, Size, curve,
                                           examine, fit_config, nuisance, pictures, place, pretrained,
                                           quiet_machine, slug, source, steps_of_share, task_source)
 from .records import once
@@ -70,8 +71,10 @@ def chosen(
     "The rule of the protocol, applied to the candidates: the mean over the tasks of the sweeps."
     read = lambda p: json.loads(p.read_text())
     if not all(candidate(out, size, m, k).exists() for m in MU for k in SWEEP_TASKS): return None
-    base = {k: read(Path(out)/'claims'/size.name/'select'/'pre-trained'/f'{k}-s{SELECT_SEED}.json') for k in SWEEP_TASKS}
-    over = lambda f, m: sum(f(read(candidate(out, size, m, k)), k)-f(base[k], k) for k in SWEEP_TASKS)/len(SWEEP_TASKS)
+    base = {k: read(Path(out)/'claims'/size.name/'select'/'pre-trained'/f'{k}-s{SELECT_SEED}.json')
+            for k in SWEEP_TASKS}
+    over = lambda f, m: sum(f(read(candidate(out, size, m, k)), k)-f(base[k], k)
+                            for k in SWEEP_TASKS)/len(SWEEP_TASKS)
     seen = {m: (over(source, m), over(nuisance, m)) for m in MU}
     ok = {m: n for m,(s,n) in seen.items() if s >= -keep}
     return (max(ok, key=ok.get) if ok else max(seen, key=lambda m: seen[m][0])), seen
@@ -82,12 +85,14 @@ def main(out='nbs/experiments/results', size='small', tasks=TASKS_A, seeds=(0,1,
     sz, kw = SIZES[size], dict(size=asdict(SIZES[size]))
     for m in mus:
         for k in SWEEP_TASKS:
-            once(candidate(out, sz, m, k), study, name='stopped', task=k, seed=SELECT_SEED, mu=m, parts=['val'], **kw)
+            once(candidate(out, sz, m, k), study, name='stopped', task=k, seed=SELECT_SEED, mu=m,
+                 parts=['val'], **kw)
     if (c := chosen(out, sz)) is None: return print('candidates are missing')
     for seed in seeds:
         for name in ROWS:
             for k in tasks:
-                once(Path(out)/'one_clock'/slug(name)/f'{k}-s{seed}.json', study, name=name, task=k, seed=seed,
+                once(Path(out)/'one_clock'/slug(name)/f'{k}-s{seed}.json', study, name=name,
+                     task=k, seed=seed,
                      mu=c[0], **kw)
 
 # %% ../../nbs/experiments/one_clock.ipynb #024affd5

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['TASKS_A', 'COMPANION', 'PUBLIC', 'REGIMES', 'NUISANCE', 'STRONGER', 'SIZES', 'GEN', 'DEEP', 'FULL', 'ROWS_A',
            'SWEEPS', 'SWEEP_TASKS', 'B', 'ROWS_B', 'LAST', 'SELECT_SEED', 'NETS', 'GUESS', 'stronger', 'degraded',
-           'Size', 'root', 'split', 'slug', 'middle', 'pictures', 'public', 'Row', 'row', 'vary', 'candidates',
-           'fit_config', 'place', 'quiet_machine', 'steps_of_share', 'pretrained', 'disturbed', 'task_source',
-           'settings', 'held_by', 'plain_step', 'train_row', 'scored', 'scores_on', 'scores_public', 'examine', 'curve',
-           'cell', 'input_scores', 'jobs', 'read_choice', 'nuisance', 'source', 'weigh', 'choose', 'estimate',
-           'start_of', 'next_one', 'work', 'main', 'check_leaks']
+           'Size', 'root', 'split', 'slug', 'path_of', 'middle', 'pictures', 'public', 'Row', 'row', 'vary',
+           'candidates', 'fit_config', 'place', 'quiet_machine', 'steps_of_share', 'pretrained', 'disturbed',
+           'task_source', 'settings', 'held_by', 'plain_step', 'train_row', 'scored', 'scores_on', 'scores_public',
+           'examine', 'curve', 'cell', 'input_scores', 'jobs', 'read_choice', 'nuisance', 'source', 'weigh', 'choose',
+           'estimate', 'start_of', 'next_one', 'work', 'main', 'check_leaks']
 
 # %% ../../nbs/experiments/protocol.ipynb #8499b7f5
 import argparse, copy, json, os, time
@@ -100,6 +100,10 @@ def split():
     return dict(train=fs[16:-20], val=fs[-20:-8], test=fs[:16]+fs[-8:])
 
 def slug(name): return name.replace(', ', '_').replace(' ', '-')
+
+def path_of(folder, size, setting, name, tasks, seed):
+    "The place of a run below a folder: of its directory, and with .json of its record."
+    return Path(folder)/size.name/setting/slug(name)/f'{"ten" if len(tasks) > 1 else tasks[0]}-s{seed}'
 
 def middle(x, side):
     "The central square of a picture (3,H,W), or as much of it as there is."
@@ -364,7 +368,7 @@ def cell(size, setting, name, tasks, seed, row, choice, runs='runs/claims', part
     "One run: train, examine."
     quiet_machine()
     sz, r = Size(**size), Row(**{**row, 'gef': tuple(map(tuple, row['gef'])), 'choice': tuple(row['choice'])})
-    run = Path(runs)/sz.name/setting/slug(name)/f'{"ten" if len(tasks)>1 else tasks[0]}-s{seed}'
+    run = path_of(runs, sz, setting, name, tasks, seed)
     net, t = train_row(r, sz, list(tasks), seed, choice, run)
     return dict(t=[[k, int(v)] for k,v in t.items()], curve=curve(run)) | examine(net, list(tasks), t, sz,
         tuple(parts))
@@ -387,7 +391,7 @@ def jobs(
         # None: validation has not chosen yet
         picked = {k: choice[k] for k in r.choice} if choice or not r.choice else None
         return (setting,
-                Path(out)/size.name/setting/slug(name)/f'{"ten" if len(tasks)>1 else tasks[0]}-s{seed}.json',
+                path_of(out, size, setting, name, tasks, seed).with_suffix('.json'),
                 dict(size=asdict(size), setting=setting, name=name, tasks=list(tasks), seed=seed,
                      row=asdict(r), choice=picked, **kw))
     L  = [one('select', f'{k} {v:g}', [t], SELECT_SEED, r, parts=['val']) for k,vs in candidates().items()

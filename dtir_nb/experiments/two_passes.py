@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from ..schedule import level_to_step
 from .protocol import (ROWS_A, SIZES, TASKS_A, Size, degraded, pictures, pretrained,
-                                          quiet_machine, read_choice, scored, slug, steps_of_share, train_row)
+                                          path_of, quiet_machine, read_choice, scored, steps_of_share,
+                                          train_row)
 from .records import once
 
 # %% ../../nbs/experiments/two_passes.ipynb #6e3e0f00
@@ -38,8 +39,8 @@ def ask_first(
 # %% ../../nbs/experiments/two_passes.ipynb #9795b77b
 def trained(name, size, task, seed, choice, runs):
     "A row of Setting A as a function of the picture and the step, and its own step: from its directory, or trained there."
-    r = ROWS_A[name]; run = Path(runs)/size.name/'a'/slug(name)/f'{task}-s{seed}'
-    net, t = train_row(r, size, [task], seed, {k: choice[k] for k in r.choice}, run)
+    r = ROWS_A[name]; picked = {k: choice[k] for k in r.choice}
+    net, t = train_row(r, size, [task], seed, picked, path_of(runs, size, 'a', name, [task], seed))
     return net, t[task]
 
 def both_ways(x, y, net, t, start, k, clock):
