@@ -137,7 +137,7 @@ def _told_apart(data):
 
 # %% ../nbs/19a_command.ipynb #db42e6a1
 def evaluate(
-    run:str,               # directory of a finished run
+    run:str,               # directory of a finished run; '' are the weights that ship
     data:Param('folders with pairs, each with LQ/ and GT/ inside', str, nargs='+'),
     out:str=None,          # folder for the results; default RUN/eval
     task:str=None,         # the degradation; default: estimated for each picture
@@ -290,7 +290,8 @@ def dtir(argv=None)->int:
     try: func, args = parse(argv)
     except ValueError as e: print(f'dtir: {e}', file=sys.stderr); return 2
     if func is None:
-        print(f'dtir: no command {args!r}; there are {", ".join(COMMANDS)}', file=sys.stderr); return 2
+        print(f'dtir: no command {args!r}; there are {", ".join([*COMMANDS, "run"])}', file=sys.stderr)
+        return 2
     try: return func(**args) or 0
     except KeyboardInterrupt: print('dtir: stopped; start again to go on', file=sys.stderr); return 85
     # the reader of our pipe left

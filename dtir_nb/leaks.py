@@ -294,7 +294,7 @@ def _proof(tests, trains, m):
 def leaks(
     train,          # folder or list of files
     test,           # folder or list of files
-    threshold=.3,   # correlation of edges that proves a leak
+    threshold=.3,   # correlation of edges from which a pair is reported
     least=3,        # agreeing places that make a suspect
     workers=2,      # threads
     cache=None,     # folder for the fingerprints
@@ -307,7 +307,8 @@ def leaks(
             for ps,name in zip(sides, ('train', 'test'))]
     (a, ap, ea), (b, bp, eb) = done
     with ThreadPoolExecutor(workers) as pool:
-        found = list(tqdm(pool.map(partial(_proof, bp, ap), sus := candidates(b, a, least) if a and b else []), total=len(sus),
+        found = list(tqdm(pool.map(partial(_proof, bp, ap),
+                                   sus := candidates(b, a, least) if a and b else []), total=len(sus),
                           disable=not progress, desc='prove', leave=False))
     best = {}
     for l in found:
