@@ -13,12 +13,13 @@ from typing import NamedTuple
 import torch
 from .core import check_steps
 from .schedule import _same
-from .data import Clean, Mixture
+from .data import Mixture
 from .conditioning import evaluating
 from .metrics import psnr
 from .training import FitConfig
 from .matching import Match, _pairs
-from .finetuning import FinetuneConfig, finetune, hold
+from .pretraining import as_clean
+from .finetuning import FinetuneConfig, as_pairs, finetune, hold
 
 # %% ../nbs/16_incremental.ipynb #f8bdc4d3
 class Stage(NamedTuple):
@@ -126,9 +127,9 @@ def _mixture(sources, weights, tasks):
 # %% ../nbs/16_incremental.ipynb #adfbf58e
 def train_incremental(
     net,             # pre-trained and clocked, with its experts if it is to have any; trained in place
-    sources:dict,    # task -> source of pairs
+    sources:dict,    # task -> pairs, as `finetune` takes them
     matches:dict,    # task -> `Match` or t*
-    clean=None,      # clean pictures: a source, or a list of (3,H,W)
+    clean=None,      # clean pictures, as `pretrain` takes them
     cfg:FitConfig=FitConfig(steps=1_000_000), # `steps` are those of all stages together; the paper: 100,000 per stage
     gef:FinetuneConfig=FinetuneConfig(),
     val=None,        # task -> pairs to score after each stage
@@ -140,7 +141,8 @@ def train_incremental(
 )->History:
     "Stage 4 of the method (Sec. 3.3, Algorithm 4): tasks join in the order of t*, data accumulate, draws are balanced by task."
     ts = _ready(net, sources, matches, val, weights)
-    clean = Clean(clean, patch=patch) if isinstance(clean, (list,tuple)) else clean
+    sources = {k: as_pairs(v, patch, k, f'sources[{k!r}]') for k,v in sources.items()}
+    clean = as_clean(clean, patch)
     stages = plan(matches, order); held, rows = None, []
     for i,(stage,c) in enumerate(zip(stages, _configs(cfg, len(stages), last))):
         if held is None or refresh: held = hold(net, clean, gef, cfg.seed)

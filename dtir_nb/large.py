@@ -192,11 +192,11 @@ def sliced_step(net, batch, gen, reduce, t_star, cfg, held, team):
     if cfg.lengths: pull = as_long(pull, rec, team)
     gs = _plus(_plus(rec, g or [None]*len(ps), [cfg.mu*f for f in fade]), pull,
                [cfg.lam_orth*w[k] for k in h.names])
-    reg = 0.
+    reg, per = 0., cfg.mix*len(batch.x)/mean_n if mean_n else 0.  # `gen` is the mean over the clean pictures
     if cfg.lam_reg and h.imp is not None:
         reg, pull = pull_back(net, held, w, cfg, team)
         gs = _plus(gs, [pull.get(k) for k in h.names], [cfg.lam_reg]*len(gs))
-    return dict(loss=l_rec+cfg.mu*l_gen+cfg.lam_reg*reg+cfg.lam_orth*orth, grads=gs, rec=l_rec, gen=l_gen,
+    return dict(loss=l_rec+cfg.mu*l_gen+cfg.lam_reg*reg+cfg.lam_orth*orth, grads=gs, rec=l_rec, gen=per*l_gen,
                 reg=reg, orth=orth)
 
 # %% ../nbs/15a_large.ipynb #79b2f0be
@@ -207,7 +207,7 @@ def finetune_sliced(
     t=1,            # matching time step, or {task: step}
     cfg:FitConfig=FitConfig(steps=300_000), # see `finetune`
     gef=FinetuneConfig(), # see `check_sliced`
-    patch:int=128,  # side of the crops
+    patch:int=128,  # side of the crops; a source has its own
     batch:int=16,   # pairs per step, over all workers
     held=None,      # what to hold on to; default computed here, while the network is whole
     reduce=None,    # the team, from `fsdp`
