@@ -240,10 +240,12 @@ def _plus(base, more, coefs):
         for k,v in zip(both, torch._foreach_add([base[k] for k in both], [out[k] for k in both])): out[k] = v
     return out
 
-def _total(log, due, cfg):
-    "The whole loss of a step (Eq. 12), from its parts; what is not there counts nothing."
-    return (log['rec'] + cfg.mu*due*log.get('gen', 0.) + cfg.lam_reg*log.get('reg', 0.)
-            + cfg.lam_orth*log.get('orth', 0.) + log.get('balance', 0.))
+def _logged(log, due, cfg, share):
+    "The whole loss of a step (Eq. 12) and its parts, 0 for what is not there; `gen` weighs with the shard's `share` of the clean pictures, so that the mean over the shards is theirs."
+    parts = dict.fromkeys(('rec','gen','reg','orth'), torch.tensor(0.)) | log
+    loss = (parts['rec'] + cfg.mu*due*parts['gen'] + cfg.lam_reg*parts['reg'] + cfg.lam_orth*parts['orth']
+            + log.get('balance', 0.))
+    return dict(parts, loss=loss, gen=share*parts['gen'])
 
 # %% ../nbs/15_finetuning.ipynb #439aea10
 def _fading(g, rec, held, w, cfg, ps, reduce, world, any_clean):
@@ -286,11 +288,7 @@ def finetune_step(
     o = _where_reached(_as_long(o, rec, reduce, world) if cfg.lengths else o, rec, g)
     gs = _plus(_plus(rec, g, [cfg.mu*f for f in fade]), o, [cfg.lam_orth*w[k] for k in held.names])
     if cfg.lam_reg and held.imp is not None: log['reg'], gs = _held_back(gs, net, held, w, cfg)
-    total = _total(log, due, cfg)
-    # so that the mean over the shards is that of the clean pictures
-    if n and 'gen' in log: log['gen'] = log['gen']*(n/mean_n)
-    return dict(loss=total, grads=gs,
-                **dict.fromkeys(('rec','gen','reg','orth'), torch.tensor(0.)) | log)
+    return dict(grads=gs, **_logged(log, due, cfg, n/mean_n if mean_n else 1.))
 
 # %% ../nbs/15_finetuning.ipynb #58db73c4
 def _importance(net, loss, samples):
