@@ -342,6 +342,7 @@ def as_pairs(
                          'pictures (3,H,W), or the two batches (clean, degraded)')
     return Pairs([y for _,y in pairs], [x for x,_ in pairs], task, patch=patch)
 
+# %% ../nbs/15_finetuning.ipynb #4c1e71c0
 def _draws(pairs, clean, gef, seed, patch, batch, t=1):
     "The batches of a fine-tuning, and the clean pictures as a source."
     task = next(iter(t)) if isinstance(t, dict) and len(t) == 1 else 'pairs'
