@@ -290,12 +290,14 @@ def sweep(recs, name, task, kind, choice):
         elif e := effect(recs, n, 'full', kind, (task,)).get(task): out.append((v, *e))
     return out
 
-# %% ../../nbs/experiments/claims.ipynb #b53f690e
+# %% ../../nbs/experiments/claims.ipynb #ceb71f88
+# a title for each setting
 MEANING = dict(mix='share of\nclean pictures', rate='layer decay', cut='depth that\ngeneration reaches',
                mu='weight of\ngeneration, μ',
                lam_reg='weight of\nimportance, λ₁', ratio='weight of\northogonality, λ₂',
                t='step that\nis told')
 
+# %% ../../nbs/experiments/claims.ipynb #b53f690e
 def plot_sweeps(recs, choice, names=('mix','rate','cut','mu','lam_reg','ratio','t'),
                 kinds=('source','nuisance')):
     "A panel for each setting that was varied; solid: source, dashed: nuisance; under `t`, marks at the steps that were matched."
