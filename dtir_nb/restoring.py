@@ -92,7 +92,7 @@ def reach(
 
 # %% ../nbs/17_restoring.ipynb #44c4daf2
 def _pools(net):
-    "Modules that look at the whole picture: pooling to one pixel, and the routers of experts."
+    "Modules that look at the whole picture: `nn.AdaptiveAvgPool2d(1)`, and the routers of experts (`MoE`). A mean that is written out in a forward is none."
     one = lambda m: isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size in (1, (1,1), [1,1])
     return [m for m in net.modules() if one(m) or isinstance(m, MoE)]
 
@@ -148,7 +148,7 @@ def settled(
     passes=1,        # over the tiles, before the one that counts; None: over nine windows only
     progress=None,   # wraps the list of tiles
 )->Tensor:
-    "`tiled` for networks with global pooling: the pooled statistics are those of the picture, not of the tile."
+    "`tiled` for networks with global pooling: the pooled statistics are those of the picture, not of the tile. Only modules count, `nn.AdaptiveAvgPool2d(1)` and `MoE`; a network with another global mean needs them, or one piece (`Restorer(…, tile=0)`)."
     tiles = _tiles(img, tile, overlap); few = _windows(img, min(tile, 256)) if passes is None else tiles
     if len(few)*few[0][2].numel() >= img[0,0].numel(): few = tiles                         # a small picture
     with pooling(net, Pooled()) as p:
@@ -265,7 +265,7 @@ class Restorer:
         tile:int=512,       # larger pictures are cut into tiles of this side; 0: never
         overlap:int=48,     # pixels that tiles share
         ensemble=False,     # average over the eight mirrored and turned versions (8 times the work)
-        settle=None,        # networks with global pooling see the picture through nine windows first (see `settled`); a number: through so many passes over all tiles; 0: not at all
+        settle=None,        # networks with global pooling see the picture through nine windows first (see `settled`); a number: through so many passes over all tiles; 0: not at all. Pooling is seen only as a module, `nn.AdaptiveAvgPool2d(1)` or `MoE`: with x.mean((2,3)) or a function in a forward, use the module or tile=0
         leave:float=.5,     # leave a picture alone that is clean with this probability, 0..1, and always if clean is what it most probably is
     ):
         self.net, self.t, self.estimator = net, _steps(t), estimator
