@@ -82,13 +82,18 @@ def replace_file(
     try: write_file(tmp, data); os.replace(tmp, path); sync_dir(path.parent)
     except BaseException: tmp.unlink(missing_ok=True); raise
 
+# %% ../nbs/07_checkpoints.ipynb #e1a3adde
 def read_file(
-    path,        # a regular file, not a link
-    size=None,   # bytes it has to have
+    path,         # a regular file, not a link
+    size=None,    # bytes it has to have
+    follow=False, # take a link for what it points to: a file that a user names, not one of a run
 )->bytes:
     "Read a file; a link, a device or another size is an error."
-    try: fd = os.open(path, os.O_RDONLY|_NOFOLLOW|getattr(os, 'O_NONBLOCK', 0))
-    except OSError as e: raise CheckpointError(path, 'E_DAMAGED', e.strerror) from None
+    try: fd = os.open(os.path.realpath(path) if follow else path,
+                      os.O_RDONLY|_NOFOLLOW|getattr(os, 'O_NONBLOCK', 0))
+    except OSError as e:
+        link = 'is a link; put the file itself in its place' if e.errno == errno.ELOOP else e.strerror
+        raise CheckpointError(path, 'E_DAMAGED', link) from None
     try:
         st = os.fstat(fd)
         if not stat.S_ISREG(st.st_mode): raise CheckpointError(path, 'E_DAMAGED', 'not a regular file')
@@ -420,11 +425,11 @@ def save_net(
 
 # %% ../nbs/07_checkpoints.ipynb #caf6e056
 def read_net(
-    path,       # a file from `save_net`
+    path,       # a file from `save_net`, or a link to one
     pin=None,   # the SHA-256 that the file must have, as its author published it
 )->tuple:       # (name -> tensor, config)
     "Verified weights and configuration."
-    data = read_file(path)
+    data = read_file(path, follow=True)
     if pin and sha256(data) != pin:
         raise CheckpointError(path, 'E_PIN', f'has SHA-256 {sha256(data)}, not the pinned {pin}: another '
                               f'file than the one you meant')
@@ -538,7 +543,7 @@ def _in_child(path, key, max_bytes):
 
 # %% ../nbs/07_checkpoints.ipynb #f07cd670
 def import_weights(
-    path,                # a .pth/.pt of somebody else, or a .safetensors
+    path,                # a .pth/.pt of somebody else, or a .safetensors, or a link to one
     key='',              # where in it the weights are, e.g. 'params_ema' or 'state.model'; what names begin with in a .safetensors
     max_bytes=4<<30,     # refuse more
 )->dict:                 # name -> tensor, on the CPU
@@ -549,7 +554,7 @@ def import_weights(
         if (n := path.stat().st_size) > max_bytes:
             raise CheckpointError(path, 'E_LIMIT', f'{n} bytes, more than {max_bytes}: raise max_bytes if '
                                   f'you trust it')
-        try: return _below(st_load(read_file(path)), key, path)
+        try: return _below(st_load(read_file(path, follow=True)), key, path)
         except SafetensorError as e:
             raise CheckpointError(path, 'E_FOREIGN', f'not a safetensors file: {e}') from None
     with open(path, 'rb') as f: check_zip(f, max_bytes)

@@ -92,13 +92,23 @@ def _pack(x):
 
 def _unpack(x): return x.float()/255 if x.dtype == torch.uint8 else x.float()
 
+def _tree(folder, above=frozenset()):
+    "Every path below a folder, also below links to folders, but for one that leads back to a folder that it lies in."
+    if (here := os.path.realpath(folder)) in above: return
+    try: found = list(os.scandir(folder))
+    except PermissionError: return
+    for e in found:
+        yield Path(e.path)
+        if e.is_dir(follow_symlinks=False) or e.is_symlink() and os.path.isdir(e.path):
+            yield from _tree(e.path, above | {here})
+
 def files(
-    folder,  # searched with all its sub-folders
+    folder,  # searched with all its sub-folders, also those that are links
 )->list:     # sorted paths of everything that looks like a picture by its suffix
     "The pictures of a folder in an order that is the same on every machine."
     root, known = Path(folder), Image.registered_extensions()
     if not root.is_dir(): raise FileNotFoundError(f'{root} is not a folder: check the path')
-    return sorted((p for p in root.rglob('*') if known.get(p.suffix.lower()) in FORMATS),
+    return sorted((p for p in _tree(root) if known.get(p.suffix.lower()) in FORMATS),
                   key=lambda p: p.relative_to(root).as_posix())
 
 # %% ../nbs/02_data.ipynb #c219e5ae

@@ -19,7 +19,7 @@ from torch import Tensor
 from .core import FORMATS, ImageError, load_image, save_image
 from .data import pair_files
 from .conditioning import evaluating
-from .checkpoints import replace_file
+from .checkpoints import canonical, replace_file, sha256
 from .metrics import DACLIP, Protocol, bootstrap, card_json, card_line, centre_crop, metric_card, score
 from .paper import DATASETS_B, PAPER, TEN
 
@@ -170,13 +170,13 @@ def evaluate(
         raise ValueError('perceptual without lpips_card: a number without the hash of its network cannot be '
                          'repeated; pass perceptual.lpips_card()')
     if not 0 <= shard < shards: raise ValueError(f'shard is {shard}: shards are numbered 0..{shards-1}')
-    _check_names([p.name for p in pairs], pictures)
+    pairs = sorted(pairs, key=lambda p: p.name); _check_names([p.name for p in pairs], pictures)
     if (shards > 1 or pictures) and out is None:
         raise ValueError('out is None: pictures and the parts of several processes need a folder')
-    rows,errors = _run(restorer, sorted(pairs, key=lambda p: p.name)[shard::shards], protocol, perceptual,
-                       device, Path(out)/'pictures' if pictures else None)
-    if shards > 1: return _save_shard(Path(out), rows, errors, protocol, lpips_card, notes, shard, shards)
-    return save_evaluation(_make(rows, errors, protocol, lpips_card, notes), out)
+    if shards > 1: (part := _part(out, shard, shards)).unlink(missing_ok=True)     # of an earlier evaluation
+    ran = _run(restorer, pairs[shard::shards], protocol, perceptual, device, pictures and Path(out)/'pictures')
+    if shards > 1: return _save_part(part, [p.name for p in pairs], *ran, protocol, lpips_card, notes)
+    return save_evaluation(_make(*ran, protocol, lpips_card, notes), out)
 
 # %% ../nbs/18_evaluation.ipynb #303cad3c
 def _why(e, pair):
@@ -207,32 +207,54 @@ def save_evaluation(
     return ev
 
 # %% ../nbs/18_evaluation.ipynb #24676662
-def _save_shard(out, rows, errors, protocol, lpips_card, notes, shard, shards):
-    "Write one process's part for `merge`."
-    out.mkdir(parents=True, exist_ok=True)
+def _part(out, shard, shards): return Path(out)/f'part-{shard}-of-{shards}.json'
+def _list(names): return dict(n=len(names), sha256=sha256(canonical(sorted(names))))
+
+def _save_part(path, names, rows, errors, protocol, lpips_card, notes):
+    "Write one process's part for `merge`, with the digest of all names, also those of the others' parts."
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = dict(rows=[{k: (v if k == 'name' or math.isfinite(v) else 'inf') for k,v in r.items()}
                       for r in rows], errors=errors, settings={k: v for k,v in protocol.__dict__.items()},
-                lpips=lpips_card, notes=notes)
-    _write(out/f'part-{shard}-of-{shards}.json', json.dumps(part, allow_nan=False))
+                lpips=lpips_card, notes=notes, pictures=_list(names))
+    _write(path, json.dumps(part, allow_nan=False))
     return Evaluation(rows, errors, {})
 
+# %% ../nbs/18_evaluation.ipynb #37ebe23a
+def _one_run(found, parts):
+    "Do the parts belong to one evaluation, and do they hold each of its pictures once?"
+    again, seen = 'evaluate that share anew, or all of them', {}
+    for f,p in zip(found, parts):
+        for k in ('settings','lpips','notes','pictures'):
+            if k not in p or p[k] != parts[0][k]:
+                raise ValueError(f'{f} and {found[0].name} differ in {k}: they do not belong to one run; {again}')
+        for r in p['rows']+p['errors']:
+            if (o := seen.setdefault(r['name'], f)) != f:
+                raise ValueError(f'{f} and {o.name} both hold the picture {r["name"]!r}: {again}')
+    if _list([*seen]) != (asked := parts[0]['pictures']):
+        raise ValueError(f'the parts in {found[0].parent} hold {len(seen)} pictures, not the {asked["n"]} that '
+                         f'were shared out: evaluate all of them anew')
+
+def _parts(out):
+    "The paths of all parts of one division."
+    if not (found := sorted(Path(out).glob('part-*-of-*.json'))):
+        raise ValueError(f'{out} holds no parts: run evaluate with shards first (parts once merged are gone)')
+    if len({p.stem.split('-of-')[1] for p in found}) > 1 or not found[0].stem.endswith(f'-of-{len(found)}'):
+        raise ValueError(f'{out} holds the parts {[p.stem for p in found]}: all parts of one division are '
+                         f'needed, and no others; evaluate what is missing, remove what is older')
+    return found
+
+# %% ../nbs/18_evaluation.ipynb #b1de207b
 def merge(
-    out,            # folder with the parts of all processes
+    out,            # folder with the parts of all processes; they are removed once they are merged
 )->Evaluation:
-    "Join the parts that `evaluate(…, shard=k, shards=n)` wrote into per_image.csv and card.json."
-    out = Path(out); found = sorted(out.glob('part-*-of-*.json'))
-    if not found: raise ValueError(f'{out} holds no parts: run evaluate with shards first')
-    sizes = {int(p.stem.split('-of-')[1]) for p in found}
-    if len(sizes) > 1 or len(found) != max(sizes):
-        raise ValueError(f'{out} holds the parts {[p.stem for p in found]}: all parts of one '
-                         f'division are needed')
-    parts = [json.loads(p.read_text(encoding='utf-8')) for p in found]
-    for k in ('settings','lpips','notes'):
-        if any(p[k] != parts[0][k] for p in parts):
-            raise ValueError(f'the parts in {out} differ in {k}: they do not belong to one run')
+    "Join the parts that `evaluate(…, shard=k, shards=n)` wrote into per_image.csv and card.json; `ValueError` if they are not the parts of one evaluation, each picture in one of them."
+    found = _parts(out); parts = [json.loads(p.read_text(encoding='utf-8')) for p in found]
+    _one_run(found, parts); p = parts[0]
     rows = [{k: float(v) if k != 'name' else v for k,v in r.items()} for p in parts for r in p['rows']]
-    return save_evaluation(_make(rows, [e for p in parts for e in p['errors']],
-                                 Protocol(**parts[0]['settings']), parts[0]['lpips'], parts[0]['notes']), out)
+    ev = save_evaluation(_make(rows, [e for p in parts for e in p['errors']], Protocol(**p['settings']),
+                               p['lpips'], p['notes']), out)
+    for f in found: f.unlink()                                         # not before the result is on the disk
+    return ev
 
 # %% ../nbs/18_evaluation.ipynb #e12ff04f
 def read_evaluation(

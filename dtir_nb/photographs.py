@@ -53,11 +53,13 @@ class Photograph(NamedTuple):
 # TIFF tags about the file, not the scene
 _LAYOUT = {254,255,256,257,258,259,262,266,273,274,277,278,279,284,317,318,319,320,321,322,323,324,325,330,
            332,338,339,340,341,347,513,514,529,530,531,532,34665,34675,34853,700,33723}
+# the turn, which has been done; Photoshop's resources and layers, which show the picture as it was
+_DONE = {0x0112,34377,37724}
 
 def _notes(im):
     "What travels with the pixels."
     exif = im.getexif()
-    for k in (_LAYOUT if im.format == 'TIFF' else {0x0112}) & set(exif): del exif[k]
+    for k in (_DONE | (_LAYOUT if im.format == 'TIFF' else set())) & set(exif): del exif[k]
     dpi = im.info.get('dpi')
     dpi = tuple(map(float, dpi)) if dpi and all(0 < float(d) < 1e5 for d in dpi) else None
     return {k: v for k,v in dict(icc_profile=im.info.get('icc_profile'),
@@ -181,6 +183,12 @@ def _write_tiff16(path, a, info):
     with open(path, 'wb') as f: f.write(b'II*\0\x08\0\0\0'+d.tobytes(8)+strip)
 
 # %% ../nbs/16a_photographs.ipynb #001bfe7d
+def _room(info, fmt):
+    "The notes that the format has room for: in JPEG a block ends at 64 kB, a profile at 255 blocks, and a number at 65,535."
+    fits = dict(exif=lambda v: len(v) <= 65533, icc_profile=lambda v: len(v) <= 255*65519,
+                dpi=lambda v: max(v) <= 65535)
+    return {k: v for k,v in info.items() if fits[k](v)} if fmt=='JPEG' else info
+
 def _save(path, fmt, a, alpha, bits, info):
     "Pixels to a file, in the one way that keeps them."
     if bits == 16 and alpha is not None:
@@ -196,7 +204,7 @@ def write_photo(
     img:Tensor,        # the restored picture (3,H,W)
     path,              # where to; the suffix decides the format
 ):                     # the path
-    "Write a restored photograph, whole or not at all, with what the format can hold of the original: alpha, depth, greyness, profile, EXIF and dots per inch. JPEG, WEBP and BMP take 8 bits, WEBP no dots per inch, BMP no profile and no EXIF."
+    "Write a restored photograph, whole or not at all, with what the format can hold of the original: alpha, depth, greyness, profile, EXIF and dots per inch. JPEG, WEBP and BMP take 8 bits, JPEG no EXIF beyond 64 kB, WEBP no dots per inch, BMP no profile and no EXIF. What cannot be written is an `ImageError` that names the file."
     path = Path(path); fmt = _format(path, img.shape[1:])
     if photo.alpha is not None and fmt in ('JPEG','BMP'):
         raise ImageError(path, 'E_FORMAT', f'{fmt} cannot hold the transparency of the original; '
@@ -204,11 +212,16 @@ def write_photo(
     bits = photo.bits if fmt in ('PNG','TIFF') else 8
     alpha = (photo.alpha if photo.alpha is None or bits==8*photo.alpha.itemsize
              else (photo.alpha>>8).astype(np.uint8))
+    a = _levels(img, bits, photo.grey)
     try:
-        with whole(path) as tmp: _save(tmp, fmt, _levels(img, bits, photo.grey), alpha, bits, photo.info)
+        with whole(path) as tmp: _save(tmp, fmt, a, alpha, bits, _room(photo.info, fmt))
     except OSError as e:
         raise ImageError(path, 'E_WRITE', f'{e.strerror or e}; is there such a folder, room on the disk, and '
                          f'permission?') from None
+    except MemoryError: raise
+    except Exception as e:                                             # an encoder complains in many ways
+        raise ImageError(path, 'E_FORMAT', f'{fmt} cannot hold it ({type(e).__name__}: {e}); '
+                         f'write a {".tif" if fmt=="PNG" else ".png"}') from None
     return path
 
 # %% ../nbs/16a_photographs.ipynb #251d26ff

@@ -9,7 +9,7 @@ __all__ = ['BACKBONES', 'tiled', 'reach', 'Pooled', 'pooling', 'settled', 'Estim
            'summary', 'clean_summary', 'clean_score']
 
 # %% ../nbs/17_restoring.ipynb #18283962
-import os, shutil, threading
+import operator, os, shutil, threading
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import connection, get_context
@@ -25,6 +25,7 @@ from .backbones import NAFNet
 from .conditioning import Clocked, Timeless, add_sites, evaluating, find_sites
 from .checkpoints import load_net, read_net, save_net
 from .training import FitConfig, fit
+from .matching import Match
 from .moe import MoE
 from .photographs import incoming, outgoing, read_photo, side_by_side, write_photo
 
@@ -91,7 +92,7 @@ def reach(
 
 # %% ../nbs/17_restoring.ipynb #44c4daf2
 def _pools(net):
-    "Modules that look at the whole picture: pooling to one pixel, and the routers of experts."
+    "Modules that look at the whole picture: `nn.AdaptiveAvgPool2d(1)`, and the routers of experts (`MoE`). A mean that is written out in a forward is none."
     one = lambda m: isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size in (1, (1,1), [1,1])
     return [m for m in net.modules() if one(m) or isinstance(m, MoE)]
 
@@ -147,7 +148,7 @@ def settled(
     passes=1,        # over the tiles, before the one that counts; None: over nine windows only
     progress=None,   # wraps the list of tiles
 )->Tensor:
-    "`tiled` for networks with global pooling: the pooled statistics are those of the picture, not of the tile."
+    "`tiled` for networks with global pooling: the pooled statistics are those of the picture, not of the tile. Only modules count, `nn.AdaptiveAvgPool2d(1)` and `MoE`; a network with another global mean needs them, or one piece (`Restorer(…, tile=0)`)."
     tiles = _tiles(img, tile, overlap); few = _windows(img, min(tile, 256)) if passes is None else tiles
     if len(few)*few[0][2].numel() >= img[0,0].numel(): few = tiles                         # a small picture
     with pooling(net, Pooled()) as p:
@@ -235,22 +236,41 @@ def _passes(settle):
     if settle is None or settle >= 0: return settle
     raise ValueError(f'settle is {settle}: a number of passes, at least 0, or None')
 
+def _steps(t, name='t'):
+    "A step as an int, whatever kind of whole number it is; a dict of them likewise."
+    if t is None: return None
+    if isinstance(t, dict): return {k: _steps(v, f't[{k!r}]') for k,v in t.items()}
+    if isinstance(t, Match): raise ValueError(f'{name} is a Match: give match(…).t')
+    try: return operator.index(t)
+    except TypeError: raise ValueError(f'{name} is {t!r}: a whole number, or {{task: step}}') from None
+
+def _check_blind(t, estimator, leave):
+    "Do the steps, the estimator and the threshold go together?"
+    if not 0 <= leave <= 1:
+        raise ValueError(f'leave is {leave}: a probability, 0..1; at 1 only what looks clean above all is left')
+    if estimator is None: return
+    if isinstance(t, int):
+        raise ValueError(f't is {t}, whatever estimator says: give t={{task: step}}, or no estimator')
+    if odd := [k for k in getattr(estimator, 't', ()) if isinstance(t, dict) and k not in t]:
+        raise ValueError(f'estimator names {", ".join(odd)}, and t has no step for that: add it to t, or train '
+                         f'an estimator of {", ".join(t)}')
+
 # %% ../nbs/17_restoring.ipynb #010559b0
 class Restorer:
     "Restores pictures of any size with one pass per tile."
     def __init__(self,
         net,                # net(img, t)
-        t=None,             # the time step: an int, or {task: step}
-        estimator=None,     # a `TimestepEstimator`, for pictures of which nothing is known
+        t=None,             # the time step: a whole number, or {task: step}; None: given with each picture, or the estimator's own
+        estimator=None,     # a `TimestepEstimator`, for pictures of which nothing is known; every task that it names has a step in t
         tile:int=512,       # larger pictures are cut into tiles of this side; 0: never
         overlap:int=48,     # pixels that tiles share
         ensemble=False,     # average over the eight mirrored and turned versions (8 times the work)
-        settle=None,        # networks with global pooling see the picture through nine windows first (see `settled`); a number: through so many passes over all tiles; 0: not at all
-        leave:float=.5,     # leave a picture alone that is clean with this probability
+        settle=None,        # networks with global pooling see the picture through nine windows first (see `settled`); a number: through so many passes over all tiles; 0: not at all. Pooling is seen only as a module, `nn.AdaptiveAvgPool2d(1)` or `MoE`: with x.mean((2,3)) or a function in a forward, use the module or tile=0
+        leave:float=.5,     # leave a picture alone that is clean with this probability, 0..1, and always if clean is what it most probably is
     ):
-        self.net, self.t, self.estimator = net, t, estimator
+        self.net, self.t, self.estimator = net, _steps(t), estimator
         self.tile, self.overlap, self.ensemble = tile, overlap, ensemble
-        self.settle, self.leave = _passes(settle), leave
+        self.settle, self.leave = _passes(settle), leave; _check_blind(self.t, estimator, leave)
         if tile and not 0 < overlap < tile:
             raise ValueError(f'overlap is {overlap}, tile is {tile}: the overlap lies between 0 and the tile')
 
@@ -286,7 +306,8 @@ def choose_step(
         raise ValueError(f'which degradation? Name the task ({", ".join(R.t or ())}), give t, or build the '
                          f'Restorer with an estimator')
     e = R.estimator.estimate(img.to(next(R.estimator.parameters()).device))
-    return Estimate('clean', 0, e.probs['clean'], e.probs) if e.probs['clean'] >= R.leave else e
+    if e.probs['clean'] >= R.leave: return Estimate('clean', 0, e.probs['clean'], e.probs)
+    return e if e.task == 'clean' or R.t is None else e._replace(t=R.step(img, e.task).t)
 
 # %% ../nbs/17_restoring.ipynb #80599b9a1
 @torch.no_grad()

@@ -32,7 +32,7 @@ def make_run(folder, **kw):
     return folder
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory): return make_run(tmp_path_factory.mktemp('runs')/'a', leave=1.1)
+def run(tmp_path_factory): return make_run(tmp_path_factory.mktemp('runs')/'a', leave=1.)
 
 @pytest.fixture(scope='module')
 def shy(tmp_path_factory):

@@ -99,7 +99,7 @@ def overlap(data, cfg=Ship())->dict:
 # %% ../../nbs/experiments/blind.ipynb #417f1805
 def thresholds(R, photos, leaves=(.05,.1,.15,.2,.25,.3,.35,.4,.45,.5,1.))->dict:
     "What becomes of clean photographs if pictures are left alone from this probability of being clean on; each is restored once."
-    bold = Restorer(R.net, R.t, R.estimator, R.tile, R.overlap, R.ensemble, R.settle, 2.)
+    bold = Restorer(R.net, R.t, R.estimator, R.tile, R.overlap, R.ensemble, R.settle, 1.)
     both = [(R.estimator.estimate(x).probs['clean'], (bold(x)-x).square().mean().item()) for x in photos]
     return {str(l): clean_summary(torch.tensor([0. if p >= l else m for p,m in both])) for l in leaves}
 
