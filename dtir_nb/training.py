@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FitConfig', 'check_fit', 'lr_at', 'ema_decay', 'moving', 'ema_update', 'differentiate', 'gradient_of',
-           'set_gradients', 'LossScale', 'shard_gradient', 'team_gradient', 'sliced_gradient', 'NonFinite', 'Preempted',
-           'exit_code', 'append_line', 'read_log', 'keep', 'adam', 'set_lr', 'everything', 'named', 'facts', 'identity',
-           'differing', 'upgraded', 'resume', 'trainable', 'prepare', 'fit', 'check_scores', 'RunDir', 'every',
-           'scored', 'pictures', 'pace', 'tensorboard', 'Recompute']
+           'set_gradients', 'LossScale', 'keyed', 'shard_gradient', 'team_gradient', 'sliced_gradient', 'NonFinite',
+           'Preempted', 'exit_code', 'append_line', 'read_log', 'keep', 'adam', 'set_lr', 'everything', 'named',
+           'facts', 'identity', 'differing', 'upgraded', 'resume', 'trainable', 'prepare', 'fit', 'check_scores',
+           'RunDir', 'every', 'scored', 'pictures', 'pace', 'tensorboard', 'Recompute']
 
 # %% ../nbs/08_training.ipynb #73fa4fcd
 import contextlib, copy, errno, json, math, numbers, os, time, warnings
@@ -168,16 +168,41 @@ class LossScale:
         return True
     def state(self): return [self.value, self.good]
 
+# %% ../nbs/08_training.ipynb #cbc4c8e3
+def _globals(dev):
+    "The states of PyTorch's global generators: the CPU's, and that of the GPU `dev`."
+    return torch.get_rng_state(), torch.cuda.get_rng_state(dev) if dev.type == 'cuda' else None
+
+def _set_globals(states, dev):
+    torch.set_rng_state(states[0])
+    if dev.type == 'cuda': torch.cuda.set_rng_state(states[1], dev)
+
+@contextlib.contextmanager
+def keyed(
+    dev:torch.device, # where the network is
+    reduce,           # reduce(x), at which a shard may have to wait while others compute
+    *key,             # names the draws, as in `rng`
+):                    # gives `reduce`, to be called inside the block instead
+    "What is drawn from PyTorch's global generators (of the CPU, and of `dev`) is a function of `key` inside the block; outside, and to whoever computes during `reduce`, they are as before."
+    was = _globals(dev)
+    def carried(x):
+        mine = _globals(dev); _set_globals(was, dev); mean = reduce(x); _set_globals(mine, dev); return mean
+    _set_globals([rng(*key, device=d).get_state() for d in ('cpu', dev)], dev)
+    try: yield carried
+    finally: _set_globals(was, dev)
+
 # %% ../nbs/08_training.ipynb #33d4578f
 def shard_gradient(net, ps, stream, step, k, shard, team, cfg, reduce, scale=1.):
-    "Gradients and log of one shard of step k, a pure function of its arguments."
+    "Gradients and log of one shard of step k, a pure function of its arguments; PyTorch's global generators are as they were."
     dev = ps[0].device
-    batch = stream(k) if team.shards == 1 else stream(k, shard, team.shards)
-    with torch.autocast(dev.type, torch.float16 if cfg.amp == 'fp16' else torch.bfloat16,
-                        enabled=bool(cfg.amp)):
-        out = step(net, batch.to(dev), rng(cfg.seed, 'step', k, shard, device=dev), reduce)
-    return gradient_of(out, ps, scale)
+    half = torch.autocast(dev.type, torch.float16 if cfg.amp == 'fp16' else torch.bfloat16,
+                          enabled=bool(cfg.amp))
+    with keyed(dev, reduce, cfg.seed, 'globals', k, shard) as reduce:
+        batch = stream(k) if team.shards == 1 else stream(k, shard, team.shards)
+        with half: out = step(net, batch.to(dev), rng(cfg.seed, 'step', k, shard, device=dev), reduce)
+        return gradient_of(out, ps, scale)
 
+# %% ../nbs/08_training.ipynb #ff75cb0b
 def team_gradient(net, ps, stream, step, k, team, cfg, stop, scale=1.):
     "The mean over the shards of step k: gradients, log, whether any worker was told to stop, and a function that finds shards with a NaN."
     def one(shard, reduce):
