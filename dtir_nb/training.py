@@ -36,13 +36,13 @@ class FitConfig:
     betas:tuple=(.9,.99)  # Adam's memories of the gradient and of its square
     clip:float=1.         # largest gradient norm (L2 over all parameters), 0 = no clipping
     ema:float=.999        # decay of the averaged weights, 0 = no average
-    seed:int=0            # seeds noise, time steps and expert noise
+    seed:int=0            # seeds the noise, the time steps, and what dropout drops
     skip:int=0            # how many steps with a NaN or infinite gradient may be skipped; at one more the run stops
     amp:object=False      # 'bf16' (or True) or 'fp16': compute in half precision where that is safe; weights stay as they are
     channels_last:bool=False # memory layout that convolutions on GPUs prefer
     compile:bool=False    # torch.compile the network; not for steps that differentiate a gradient
     save_every:int=1000   # steps between two checkpoints of a `run`
-    keep:int=2            # whole checkpoints to keep, besides the best
+    keep:int=2            # whole checkpoints to keep, besides the best; at least 2
     background:bool=False # write checkpoints in a thread, from a copy in memory: the loop only waits for the copy
     full_disk:str='stop'  # if a checkpoint does not fit: 'stop', or 'go_on' and try again at the next
     log_every:int=1       # steps between two lines of the log
@@ -53,12 +53,18 @@ class FitConfig:
 # %% ../nbs/08_training.ipynb #cf8c620c
 def check_fit(c):
     "Refuse a setting out of its range, by name."
+    for name in ('steps', 'warmup', 'seed', 'skip', 'save_every', 'keep', 'log_every'):
+        v = getattr(c, name)
+        if isinstance(v, bool) or not isinstance(v, numbers.Integral):
+            raise ValueError(f'FitConfig({name}={v!r}): {name} has to be a whole number, 1000 and not 1e3')
+        object.__setattr__(c, name, int(v))    # of NumPy's kind JSON knows nothing
     if c.amp is True: object.__setattr__(c, 'amp', 'bf16')
     for ok,name,why in ((c.steps>=0,'steps','at least 0'), (0<c.lr<math.inf,'lr','positive and finite'),
                         (0<=c.lr_min<=c.lr,'lr_min','in 0..lr'),
                         (0<=c.warmup<=c.steps,'warmup','in 0..steps'), (0<=c.ema<1,'ema','in [0,1)'),
         (c.clip>=0,'clip','0 or positive'), (c.skip>=0,'skip','0 or positive'),
         (c.log_every>=1,'log_every','at least 1'), (c.save_every>=1,'save_every','at least 1'),
+        (c.keep>=2,'keep','at least 2'),
         (all(0<=b<1 for b in c.betas),'betas','in [0,1)'),
         (c.amp in (False,'bf16','fp16'),'amp',"False, 'bf16' or 'fp16'"),
         (c.full_disk in ('stop','go_on'),'full_disk',"'stop' or 'go_on'")):
@@ -293,6 +299,11 @@ def keep(
 # %% ../nbs/08_training.ipynb #7dabbb64
 def adam(ps, cfg, groups=None):
     "Adam over `ps`, or over `groups` of them; a group's `scale` multiplies its learning rate."
+    for i,g in enumerate(groups or ()):
+        if 'lr' in g:
+            raise ValueError(f"groups[{i}] has an lr of its own, and FitConfig's schedule sets that anew at "
+                             f"each step: give dict(params=…, scale={g['lr']/cfg.lr:.3g}), a factor on "
+                             f"lr={cfg.lr:g}")
     opt = torch.optim.Adam(groups or ps, lr=cfg.lr, betas=cfg.betas, fused=True)
     for p in (p for g in opt.param_groups for p in g['params']):
         opt.state[p] = dict(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p),
