@@ -22,6 +22,7 @@ from .core import rng, ImageError, save_image
 from .data import BadFiles
 from .checkpoints import (_FULL, CheckpointError, Locked, Writer, run_lock, load_checkpoint,
                                  replace_file, save_checkpoint, check_tensors, copy_tensors)
+from .conditioning import slots
 from .parallel import Team, Drift, each_shard, join, split, check_same, stop_signals, roll_call
 from .sharded import cut_like, dots, gathered, is_sliced, local, slice_net, sliced_like
 
@@ -677,7 +678,13 @@ def tensorboard(
 
 # %% ../nbs/08_training.ipynb #39d378ea
 class Recompute(nn.Module):
-    "Wraps a part of a network: its activations are computed again in the backward pass instead of kept (Chen et al. 2016)."
+    "Wraps a part of a network: its activations are computed again in the backward pass instead of kept (Chen et al. 2016). Sites inside are told the time of the call again."
     def __init__(self, inner): super().__init__(); self.inner = inner
+    def _run(self, where, es, *a, **k):
+        with contextlib.ExitStack() as stack:
+            for s,e in zip(where, es): stack.enter_context(s.filled(e))
+            return self.inner(*a, **k)
+
     def forward(self, *a, **k):
-        return torch.utils.checkpoint.checkpoint(self.inner, *a, use_reentrant=False, **k)
+        again = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False); where = slots(self.inner)
+        return again(self._run, where, [s.e for s in where], *a, **k) if where else again(self.inner, *a, **k)
