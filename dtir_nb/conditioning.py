@@ -265,6 +265,13 @@ class Clocked(nn.Module):
 def T(self:Clocked)->int: return self.schedule.T
 
 @patch
+def _apply(self:Clocked, fn, *args, **kw):
+    "Move or convert the network; the levels stay in float32, of which half precision would leave another schedule."
+    nn.Module._apply(self, fn, *args, **kw)
+    if self.levels.dtype != torch.float32: self.levels = self.schedule.levels.float().to(self.levels.device)
+    return self
+
+@patch
 def site(self:Clocked, info): return self.net.get_submodule(info.name)
 
 @patch
@@ -287,17 +294,18 @@ def forward(self:Clocked,
     *args,       # further inputs of the wrapped network
 )->Tensor:       # estimate of the clean pictures, (B,3,H,W)
     "The clean picture as the network sees it at step `t`: one pass."
-    c = self.scales(at(self.levels, t, img))      # `at` refuses steps outside 0..T
+    wide = img.to(torch.promote_types(img.dtype, torch.float32))    # 4s² does not fit into float16
+    c = self.scales(at(self.levels, t, wide))     # `at` refuses steps outside 0..T
     # a length would be frozen in an exported graph
     t = torch.as_tensor(t, device=img.device).expand(img.shape[0])
     self.slot.e = self.embed(time_embedding(t, 64, self.T).to(self.embed[0].weight.dtype))
-    try: out = self.net(c.c_in*(img-c.m), *args)
+    try: out = self.net((c.c_in*(wide-c.m)).to(img.dtype), *args)
     finally: self.slot.e = None
     if out.shape != img.shape:
         raise ValueError(f'{type(self.net).__name__} returned shape {tuple(out.shape)} for a picture of '
                          f'shape {tuple(img.shape)}: a restoration network keeps the size (pad '
                          f'inside, and crop)')
-    return c.m + c.c_skip*(img-c.m) + c.c_out*out
+    return (c.m + c.c_skip*(wide-c.m) + c.c_out*out).to(torch.promote_types(img.dtype, out.dtype))
 
 # %% ../nbs/05_conditioning.ipynb #b66417ff
 def _set(net, name, module):
