@@ -80,15 +80,18 @@ def cosines(
     return _cosines(_pack(g_gen, g_rec))
 
 # %% ../nbs/12_orthogonality.ipynb #545b5d95
-def _orthogonality(g_gen, g_rec, reduce=None, world=1):
-    "The loss below; NaN passes through, so that a training loop can see at which step, and skip it."
-    v = _pack(g_gen, g_rec)
+def _orthogonality(g_gen, g_rec, reduce=None, world=1, digits=contextlib.nullcontext):
+    "The loss below, computed within `digits`; NaN passes through, so that a training loop can see at which step, and skip it."
+    with digits(): v = _pack(g_gen, g_rec)
+    # outside of `digits`: another shard of this process may go on meanwhile, and its flags are the same
     whole = v if reduce is None else (reduce(v.detach())*world).requires_grad_()
-    c = _cosines(whole); loss = (1-c.same) + c.cross.abs()
-    if reduce is None: return loss
-    pull = world*(v*torch.autograd.grad(loss, whole)[0]).sum()
-    return loss.detach() + pull - pull.detach()
+    with digits():
+        c = _cosines(whole); loss = (1-c.same) + c.cross.abs()
+        if reduce is None: return loss
+        pull = world*(v*torch.autograd.grad(loss, whole)[0]).sum()
+        return loss.detach() + pull - pull.detach()
 
+# %% ../nbs/12_orthogonality.ipynb #b8eb96fc
 def orthogonality_loss(
     g_gen:Tensor,  # gradients of generation, (G,P), one per sample or group
     g_rec:Tensor,  # gradients of reconstruction, (R,P)
@@ -144,7 +147,7 @@ def _mean(each):
 def every_digit(
     kind='cpu',  # of the device, as in `tensor.device.type`
 ):
-    "Float32 with all its digits: no autocast, and on a GPU no TF32 (11 bits of a factor)."
+    "Float32 with all its digits: no autocast, and on a GPU no TF32 (11 bits of a factor). The flags are the process's: let no other thread in before the end."
     b = torch.backends; was = b.cudnn.allow_tf32, b.cuda.matmul.allow_tf32
     b.cudnn.allow_tf32 = b.cuda.matmul.allow_tf32 = False
     try:
@@ -235,7 +238,7 @@ def orthogonality_step(
     if eps: flat = [f.detach().requires_grad_() for f in flat]
     if reduce is None and sum(map(len, flat)) < 2:
         raise ValueError(f'gen and rec hold {len(gen)}+{len(rec)} groups: an angle takes two, use more')
-    with digits(): loss = _orthogonality(*flat, reduce=reduce, world=world)
+    loss = _orthogonality(*flat, reduce, world, digits)
     with exact(): pull = _pull(loss, flat, [*gen, *rec], shallow, eps)
     orth = [o.view_as(p) for o,p in zip(pull.split([p.numel() for p in shallow]), shallow)]
     (l_gen, g_mean), (l_rec, r_mean), n = _mean(g), _mean(r+trained), len(params)

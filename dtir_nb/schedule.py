@@ -211,7 +211,7 @@ def time_embedding(
     dim:int,        # width of the embedding, even
     T:int,          # number of steps of the schedule
 )->Tensor:          # (B,dim) float32 in [-1,1]
-    "Sines and cosines of $1000t/T$ at `dim/2` frequencies from 1 to 1/10000."
+    "Sines and cosines of $1000t/T$ at the `dim/2` frequencies $10000^{-2i/dim}$, $i=0,1,…$; the first is 1, at width 64 the last is 1/7499."
     if dim < 2 or dim % 2:
         raise ValueError(f'dim is {dim}: sines and cosines come in pairs, take an even number')
     if _readable(t): check_steps(t, T)

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 import pytest, torch
 from torch.testing import assert_close
-from dtir_nb.core import rng
+from dtir_nb.core import Batch, rng
 from dtir_nb.schedule import cosine_schedule, sample
 from dtir_nb.backbones import nafnet_small
 from dtir_nb.conditioning import Clocked, add_sites, seeded
@@ -19,7 +19,7 @@ from dtir_nb.moe import MoE
 from dtir_nb.orthogonality import displaced_agreement, every_digit
 from dtir_nb.pretraining import gen_loss, pretrain
 from dtir_nb.restoring import pretrained
-from dtir_nb.training import FitConfig
+from dtir_nb.training import FitConfig, fit
 from dtir_nb import orthogonality
 DEV = os.environ.get('DTIR_TEST_DEVICE', 'cuda')   # 'cpu' tries the tests themselves
 pytestmark = pytest.mark.skipif(DEV == 'cuda' and not torch.cuda.is_available(), reason='no GPU')
@@ -104,6 +104,23 @@ def test_dropout_is_drawn_once():
     x = torch.rand(4,3,16,16, generator=rng(0,'dropout')).to(DEV)
     fs = [lambda i=i: (net(x[i:i+1])-.5*x[i:i+1]).square().mean((1,2,3)) for i in range(4)]
     assert displaced_agreement(fs[:2], fs[2:], ps) > .999
+
+def test_dropout_belongs_to_the_step(tmp_path):
+    with seeded(0):
+        net = torch.nn.Sequential(torch.nn.Conv2d(3,8,3,padding=1), torch.nn.GELU(), torch.nn.Dropout(.3),
+                                  torch.nn.Conv2d(8,3,3,padding=1)).to(DEV)
+    x = torch.rand(4,3,16,16, generator=rng(0,'dropout'))
+    step = lambda net, b, gen, reduce: {'loss': (net(b.x)-.5*b.x).square().mean()}
+    state = torch.cuda.get_rng_state if DEV == 'cuda' else torch.get_rng_state
+    cfg = FitConfig(steps=6, lr=1e-3, save_every=2, ema=0., progress=False)
+    def weights(run=None, **kw):
+        torch.rand(7, device=DEV); was = state(); m = copy.deepcopy(net)
+        fit(m, lambda k: Batch(x), step, cfg, run=run, **kw)
+        assert torch.equal(state(), was); return [p.detach() for p in m.parameters()]
+    def stop(k, *_): assert k != 3, 'stopped here'
+    one = weights(); assert_close(weights(), one, rtol=0, atol=0)
+    with pytest.raises(AssertionError, match='stopped here'): weights(tmp_path, after=[stop])
+    assert_close(weights(tmp_path), one, rtol=0, atol=0)
 
 @pytest.mark.parametrize('amp', (False, 'bf16', 'fp16'))
 def test_pretraining_learns_in_every_precision(photos, amp):
