@@ -72,7 +72,7 @@ def make_scene(
     y = degrade(x[None], task, rng(seed, 'explore', task),
                 STRENGTHS[task].source if strength is None else strength)[0][0] if task else x
     e = R.estimator.estimate(y) if R.estimator is not None else None
-    if task is None: return Scene(x, y, None, None, (e.t if e else 0) or 1, e)
+    if task is None: return Scene(x, y, None, None, R.step(y).t or 1 if e else 1, e)
     curve = match_curve(R.net, middle(x)[None], middle(y)[None])
     return Scene(x, y, task, curve[0], match_timestep(curve), e)
 
