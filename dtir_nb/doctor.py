@@ -19,7 +19,7 @@ from scipy import ndimage
 from tqdm.auto import tqdm
 from .core import FORMATS, ImageError, load_image, rng, save_image
 from .inspection import Child, _blank, inspect_file, scan, unchanged
-from .data import BadFiles, _too_small, files, pair_files
+from .data import BadFiles, _too_small, _tree, files, pair_files
 from .degradations import STRENGTHS, TASKS, daclip, degrade
 
 # %% ../nbs/02a_doctor.ipynb #e0bbeffd
@@ -274,15 +274,12 @@ class Group(NamedTuple):
     size: tuple|None = None # published size
 
 def _listing(root):
-    "Pictures, by suffix, and everything else, without following links to folders."
-    pics, other, known = [], [], {k: v for k,v in Image.registered_extensions().items()}
-    for d, dirs, names in os.walk(root):
-        dirs.sort()
-        # a folder that is called a picture
-        hit = [n for n in dirs if known.get(Path(n).suffix.lower()) in FORMATS]
-        for n in sorted(names+hit):
-            (pics if known.get(Path(n).suffix.lower()) in FORMATS else other).append(os.path.join(d, n))
-    return pics, other
+    "Pictures, by suffix, and everything else, in all sub-folders, also those that are links: what `files` sees."
+    known = Image.registered_extensions()
+    found = sorted(map(str, _tree(root))) if os.path.isdir(root) else []
+    # a folder that is called a picture is listed, too
+    pics = {p for p in found if known.get(os.path.splitext(p)[1].lower()) in FORMATS}
+    return [p for p in found if p in pics], [p for p in found if p not in pics and not os.path.isdir(p)]
 
 # %% ../nbs/02a_doctor.ipynb #ca97f1e9
 def _by_layout(row, paths):
