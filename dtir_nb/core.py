@@ -62,7 +62,8 @@ def check_steps(
         if bad.numel():
             raise ValueError(f'{name} holds {bad.flatten()[0].item()}: time steps lie in {low}..{T}')
     elif isinstance(t, bool) or not isinstance(t, (int, np.integer)):
-        raise ValueError(f'{name} is {t!r}: time steps are integers in {low}..{T}')
+        raise ValueError(f'{name} is {repr(t):.60}: time steps are integers in {low}..{T}'
+                         + (f'; give {name}.t' if hasattr(t, 't') else ''))
     elif not low <= t <= T: raise ValueError(f'{name} is {t}: time steps lie in {low}..{T}')
     return t
 
