@@ -39,7 +39,7 @@ class FiLM(nn.Module):
 # %% ../nbs/05_conditioning.ipynb #f2935c42
 class Slot:
     "Holds the time embedding for the length of one call, for each thread its own."
-    def __init__(self): self._here, self.recompute = threading.local(), False
+    def __init__(self): self._here, self.recompute, self.used = threading.local(), False, False
     def __reduce__(self): return Slot, (), dict(recompute=self.recompute)  # what is copied is not in a call
     @property
     def e(self): return getattr(self._here, 'e', None)
@@ -84,7 +84,8 @@ class _Through(nn.Module):
 # %% ../nbs/05_conditioning.ipynb #afe44070
 def _known(slot):
     "Refuse to compute a site again where nobody can tell it the time any more."
-    if slot.again or torch._C._current_graph_task_id() == -1: return    # not in a backward pass
+    if torch.compiler.is_compiling() or slot.again or not slot.used: return     # no call had a time
+    if torch._C._current_graph_task_id() == -1: return                          # not in a backward pass
     raise RuntimeError('a site is computed again in the backward pass, where the time step of its call is '
                        'not known any more: in place of torch.utils.checkpoint around the sites take '
                        'net.slot.recompute = True, or `Recompute` of dtir_nb.training')
@@ -105,10 +106,15 @@ class Site(_Through):
         h = self.inner(*args, **kw)
         return h if e is None else _act(h, e, self.mods, self._dim)
 
+    def _run_again(self, e, *args, **kw):
+        "The same, where sites further in find the time, too."
+        with self._slot.filled(e): return self._run(e, *args, **kw)
+
     def forward(self, *args, **kw):
         if self._slot.e is None and len(self.mods): _known(self._slot)
         if self._slot.recompute and torch.is_grad_enabled():
-            return checkpoint(self._run, self._slot.e, *args, use_reentrant=False, **kw)
+            run = self._run if torch.compiler.is_compiling() else self._run_again
+            return checkpoint(run, self._slot.e, *args, use_reentrant=False, **kw)
         return self._run(self._slot.e, *args, **kw)
 
 # %% ../nbs/05_conditioning.ipynb #ea3f064d
@@ -294,18 +300,20 @@ def forward(self:Clocked,
     *args,       # further inputs of the wrapped network
 )->Tensor:       # estimate of the clean pictures, (B,3,H,W)
     "The clean picture as the network sees it at step `t`: one pass."
-    wide = img.to(torch.promote_types(img.dtype, torch.float32))    # 4s² does not fit into float16
+    like = img.dtype if img.is_floating_point() else torch.float32
+    wide = img.to(torch.promote_types(like, torch.float32))    # 4s² does not fit into float16
     c = self.scales(at(self.levels, t, wide))     # `at` refuses steps outside 0..T
     # a length would be frozen in an exported graph
     t = torch.as_tensor(t, device=img.device).expand(img.shape[0])
     self.slot.e = self.embed(time_embedding(t, 64, self.T).to(self.embed[0].weight.dtype))
-    try: out = self.net((c.c_in*(wide-c.m)).to(img.dtype), *args)
+    if not torch.compiler.is_compiling(): self.slot.used = True
+    try: out = self.net((c.c_in*(wide-c.m)).to(like), *args)
     finally: self.slot.e = None
     if out.shape != img.shape:
         raise ValueError(f'{type(self.net).__name__} returned shape {tuple(out.shape)} for a picture of '
                          f'shape {tuple(img.shape)}: a restoration network keeps the size (pad '
                          f'inside, and crop)')
-    return (c.m + c.c_skip*(wide-c.m) + c.c_out*out).to(torch.promote_types(img.dtype, out.dtype))
+    return (c.m + c.c_skip*(wide-c.m) + c.c_out*out).to(torch.promote_types(like, out.dtype))
 
 # %% ../nbs/05_conditioning.ipynb #b66417ff
 def _set(net, name, module):

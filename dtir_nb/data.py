@@ -92,18 +92,23 @@ def _pack(x):
 
 def _unpack(x): return x.float()/255 if x.dtype == torch.uint8 else x.float()
 
-def _tree(folder, above=frozenset()):
-    "Every path below a folder, also below links to folders, but for one that leads back to a folder that it lies in."
-    if (here := os.path.realpath(folder)) in above: return
-    try: found = list(os.scandir(folder))
-    except PermissionError: return
-    for e in found:
-        yield Path(e.path)
-        if e.is_dir(follow_symlinks=False) or e.is_symlink() and os.path.isdir(e.path):
-            yield from _tree(e.path, above | {here})
+def _tree(folder):
+    "Every path below a folder, and below links to folders elsewhere; a link to a part of the tree itself, or to what holds it, adds nothing, and a link found behind a link at most what nobody has led to."
+    seen, within = set(), lambda a, b: a == b or a.startswith(b.rstrip(os.sep)+os.sep)
+    def walk(d, homes):                       # homes: the real folders whose trees we are in
+        try: found = sorted(os.scandir(d), key=lambda e: e.name)
+        except PermissionError: return
+        for e in found:
+            yield Path(e.path)
+            if e.is_dir(follow_symlinks=False): yield from walk(e.path, homes)
+            elif e.is_symlink() and os.path.isdir(to := os.path.realpath(e.path)):
+                known = any(within(to, h) or within(h, to) for h in homes) or len(homes) > 1 and to in seen
+                if not known: seen.add(to); yield from walk(e.path, (*homes, to))
+    yield from walk(folder, (os.path.realpath(folder),))
 
+# %% ../nbs/02_data.ipynb #57a3094d
 def files(
-    folder,  # searched with all its sub-folders, also those that are links
+    folder,  # searched with all its sub-folders, also links to folders that lie elsewhere
 )->list:     # sorted paths of everything that looks like a picture by its suffix
     "The pictures of a folder in an order that is the same on every machine."
     root, known = Path(folder), Image.registered_extensions()

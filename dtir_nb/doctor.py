@@ -274,7 +274,7 @@ class Group(NamedTuple):
     size: tuple|None = None # published size
 
 def _listing(root):
-    "Pictures, by suffix, and everything else, in all sub-folders, also those that are links: what `files` sees."
+    "Pictures, by suffix, and everything else, in all sub-folders, also links to folders elsewhere: what `files` sees."
     known = Image.registered_extensions()
     found = sorted(map(str, _tree(root))) if os.path.isdir(root) else []
     # a folder that is called a picture is listed, too

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOWER_IS_BETTER', 'Pair', 'find_pairs', 'load_pair', 'output_name', 'Evaluation', 'evaluate_pair', 'evaluate',
-           'save_evaluation', 'merge', 'read_evaluation', 'Comparison', 'compare', 'Matrix', 'generalisation_matrix',
+           'save_evaluation', 'read_evaluation', 'merge', 'Comparison', 'compare', 'Matrix', 'generalisation_matrix',
            'matrix_markdown', 'show_matrix', 'Result', 'collect', 'Cell', 'Filled', 'fill', 'ranks', 'table_markdown',
            'table_latex', 'table_csv', 'write_tables']
 
@@ -226,37 +226,27 @@ def _one_run(found, parts):
     for f,p in zip(found, parts):
         for k in ('settings','lpips','notes','pictures'):
             if k not in p or p[k] != parts[0][k]:
-                raise ValueError(f'{f} and {found[0].name} differ in {k}: they do not belong to one run; {again}')
+                raise ValueError(f'{f} and {found[0].name} differ in {k}: they do not belong to one '
+                                 f'run; {again}')
         for r in p['rows']+p['errors']:
             if (o := seen.setdefault(r['name'], f)) != f:
                 raise ValueError(f'{f} and {o.name} both hold the picture {r["name"]!r}: {again}')
     if _list([*seen]) != (asked := parts[0]['pictures']):
-        raise ValueError(f'the parts in {found[0].parent} hold {len(seen)} pictures, not the {asked["n"]} that '
+        raise ValueError(f'the parts in {found[0].parent} hold {len(seen)} pictures, not the '
+                         f'{asked["n"]} that '
                          f'were shared out: evaluate all of them anew')
 
 def _parts(out):
     "The paths of all parts of one division."
     if not (found := sorted(Path(out).glob('part-*-of-*.json'))):
-        raise ValueError(f'{out} holds no parts: run evaluate with shards first (parts once merged are gone)')
+        raise ValueError(f'{out} holds no parts: run evaluate with shards first (once merged they are gone: '
+                         f'read_evaluation)')
     if len({p.stem.split('-of-')[1] for p in found}) > 1 or not found[0].stem.endswith(f'-of-{len(found)}'):
         raise ValueError(f'{out} holds the parts {[p.stem for p in found]}: all parts of one division are '
                          f'needed, and no others; evaluate what is missing, remove what is older')
     return found
 
-# %% ../nbs/18_evaluation.ipynb #b1de207b
-def merge(
-    out,            # folder with the parts of all processes; they are removed once they are merged
-)->Evaluation:
-    "Join the parts that `evaluate(…, shard=k, shards=n)` wrote into per_image.csv and card.json; `ValueError` if they are not the parts of one evaluation, each picture in one of them."
-    found = _parts(out); parts = [json.loads(p.read_text(encoding='utf-8')) for p in found]
-    _one_run(found, parts); p = parts[0]
-    rows = [{k: float(v) if k != 'name' else v for k,v in r.items()} for p in parts for r in p['rows']]
-    ev = save_evaluation(_make(rows, [e for p in parts for e in p['errors']], Protocol(**p['settings']),
-                               p['lpips'], p['notes']), out)
-    for f in found: f.unlink()                                         # not before the result is on the disk
-    return ev
-
-# %% ../nbs/18_evaluation.ipynb #e12ff04f
+# %% ../nbs/18_evaluation.ipynb #530b02ae
 def read_evaluation(
     path,          # folder with per_image.csv, or the file
 )->list:           # of dict, the pictures that counted
@@ -266,6 +256,36 @@ def read_evaluation(
         return [{k: v if k == 'name' else float(v) for k,v in r.items() if k != 'error'}
                 for r in csv.DictReader(f) if not r['error']]
 
+# %% ../nbs/18_evaluation.ipynb #bdb2adad
+def _saved(out):
+    "The evaluation that lies in a folder."
+    with open(Path(out)/'per_image.csv', newline='', encoding='utf-8') as f:
+        errors = [dict(name=r['name'], error=r['error']) for r in csv.DictReader(f) if r['error']]
+    return Evaluation(read_evaluation(out), errors,
+                      json.loads((Path(out)/'card.json').read_text(encoding='utf-8')))
+
+def _leftover(out):
+    "Parts that are older than the card beside them: they were merged, and a crash left them behind."
+    card = Path(out)/'card.json'
+    return [p for p in Path(out).glob('part-*-of-*.json')
+            if card.is_file() and p.stat().st_mtime_ns < card.stat().st_mtime_ns]
+
+# %% ../nbs/18_evaluation.ipynb #b1de207b
+def merge(
+    out,            # folder with the parts of all processes; they are removed once they are merged
+)->Evaluation:
+    "Join the parts that `evaluate(…, shard=k, shards=n)` wrote into per_image.csv and card.json; `ValueError` if they are not the parts of one list of pictures under one protocol, each picture in one of them."
+    for f in (old := _leftover(out)): f.unlink()
+    if old and not any(Path(out).glob('part-*-of-*.json')): return _saved(out)
+    found = _parts(out); parts = [json.loads(p.read_text(encoding='utf-8')) for p in found]
+    _one_run(found, parts); p = parts[0]
+    rows = [{k: float(v) if k != 'name' else v for k,v in r.items()} for p in parts for r in p['rows']]
+    ev = save_evaluation(_make(rows, [e for p in parts for e in p['errors']], Protocol(**p['settings']),
+                               p['lpips'], p['notes']), out)
+    for f in found: f.unlink()                                         # not before the result is on the disk
+    return ev
+
+# %% ../nbs/18_evaluation.ipynb #e12ff04f
 class Comparison(NamedTuple):
     "Paired differences B - A of one metric."
     metric: str

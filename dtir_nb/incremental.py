@@ -141,7 +141,7 @@ def train_incremental(
 )->History:
     "Stage 4 of the method (Sec. 3.3, Algorithm 4): tasks join in the order of t*, data accumulate, draws are balanced by task."
     ts = _ready(net, sources, matches, val, weights)
-    sources = {k: as_pairs(v, patch, k, f'sources[{k!r}]') for k,v in sources.items()}
+    sources = {k: as_pairs(sources[k], patch, k, f'sources[{k!r}]') for k in matches}
     clean, stages, held, rows = as_clean(clean, patch), plan(matches, order), None, []
     for i,(stage,c) in enumerate(zip(stages, _configs(cfg, len(stages), last))):
         if held is None or refresh: held = hold(net, clean, gef, cfg.seed)

@@ -198,8 +198,7 @@ def plan_markdown(
     time_ = lambda v: f'{v:,.1f} h' if v >= 1 else f'{v*60:.1f} min' if v >= .1 else f'{v*3600:.1f} s'
     out = ['| stage | steps | pictures | 10¹² operations | time | memory per worker |',
            '|---|---:|---:|---:|---:|---:|']
-    count = lambda v: f'{v:.3g}' if v < 1000 else f'{float(f"{v:.3g}"):,.0f}'     # three digits
-    out += [f'| {o.stage} | {o.steps:,} | {o.images:,} | {count(o.ops/1e12)} | {time_(o.hours)} | '
+    out += [f'| {o.stage} | {o.steps:,} | {o.images:,} | {o.ops/1e12:,.3g} | {time_(o.hours)} | '
             f'{o.gib:.2f} GiB |' for o in (*rs, total)]
     how = ('Time: measured on the first steps, on this machine as busy as it is, one worker.' if h is None
            else f'Time: counted operations over {n} × {h.half if r.amp and h.half else h.tflops} · 10¹²/s '

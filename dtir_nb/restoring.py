@@ -241,18 +241,21 @@ def _steps(t, name='t'):
     if t is None: return None
     if isinstance(t, dict): return {k: _steps(v, f't[{k!r}]') for k,v in t.items()}
     if isinstance(t, Match): raise ValueError(f'{name} is a Match: give match(…).t')
+    if isinstance(t, bool): raise ValueError(f'{name} is {t}: a whole number, or {{task: step}}')
     try: return operator.index(t)
     except TypeError: raise ValueError(f'{name} is {t!r}: a whole number, or {{task: step}}') from None
 
 def _check_blind(t, estimator, leave):
     "Do the steps, the estimator and the threshold go together?"
     if not 0 <= leave <= 1:
-        raise ValueError(f'leave is {leave}: a probability, 0..1; at 1 only what looks clean above all is left')
+        raise ValueError(f'leave is {leave}: a probability, 0..1; at 1 only what looks clean '
+                         f'above all is left')
     if estimator is None: return
     if isinstance(t, int):
         raise ValueError(f't is {t}, whatever estimator says: give t={{task: step}}, or no estimator')
     if odd := [k for k in getattr(estimator, 't', ()) if isinstance(t, dict) and k not in t]:
-        raise ValueError(f'estimator names {", ".join(odd)}, and t has no step for that: add it to t, or train '
+        raise ValueError(f'estimator names {", ".join(odd)}, and t has no step for that: add it '
+                         f'to t, or train '
                          f'an estimator of {", ".join(t)}')
 
 # %% ../nbs/17_restoring.ipynb #010559b0
@@ -392,8 +395,10 @@ def load_restorer(
     _, config = read_net(file)
     who = (load_net(est, lambda c: TimestepEstimator(dict(c['t']), c['width'])).eval()
            if est.exists() else None)
-    return Restorer(load_net(file, lambda c: build_net(c['spec'])).eval(), config['t'], who,
-                    **(config.get('settings', {}) | kw))
+    saved = config.get('settings', {})
+    if 'leave' in saved: saved['leave'] = min(saved['leave'], 1.)  # more meant the same, and was written once
+    return Restorer(load_net(file, lambda c: build_net(c['spec'])).eval(),
+                    **(dict(t=config['t'], estimator=who) | saved | kw))
 
 # %% ../nbs/17_restoring.ipynb #508c879b
 def weights_folder()->Path:

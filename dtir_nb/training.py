@@ -107,7 +107,8 @@ def ema_update(
 def holder(
     ts:list,   # tensors
 )->tuple:      # two functions without arguments: keep what the tensors hold now, and put it back
-    "A copy of some tensors, in memory that is taken once."
+    "A copy of some tensors, in memory that is taken once; views that repeat one number are constants, and left alone."
+    ts = [t for t in ts if not any(s == 0 and n > 1 for s,n in zip(t.stride(), t.shape))]
     was = [t.clone() for t in ts]
     @torch.no_grad()
     def move(to, of): to and torch._foreach_copy_(to, of)
@@ -200,7 +201,7 @@ def keyed(
     reduce,           # reduce(x), at which a shard may have to wait while others compute
     *key,             # names the draws, as in `rng`
 ):                    # gives `reduce`, to be called inside the block instead
-    "What is drawn from PyTorch's global generators (of the CPU, and of `dev`) is a function of `key` inside the block; outside, and to whoever computes during `reduce`, they are as before."
+    "What is drawn from PyTorch's global generators (of the CPU, and of `dev` if it is a CUDA device) is a function of `key` inside the block; outside, and to whoever computes during `reduce`, they are as before."
     was = _globals(dev)
     def carried(x):
         mine = _globals(dev); _set_globals(was, dev); mean = reduce(x); _set_globals(mine, dev); return mean
@@ -305,7 +306,9 @@ def adam(ps, cfg, groups=None):
             raise ValueError(f"groups[{i}] has an lr of its own, and FitConfig's schedule sets that anew at "
                              f"each step: give dict(params=…, scale={g['lr']/cfg.lr:.3g}), a factor on "
                              f"lr={cfg.lr:g}")
-    opt = torch.optim.Adam(groups or ps, lr=cfg.lr, betas=cfg.betas, fused=True)
+    # PyTorch writes into the dicts that it gets: yours stay as they are
+    opt = torch.optim.Adam([dict(g) for g in groups] if groups else ps, lr=cfg.lr,
+                           betas=cfg.betas, fused=True)
     for p in (p for g in opt.param_groups for p in g['params']):
         opt.state[p] = dict(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p),
                             exp_avg_sq=torch.zeros_like(p))
@@ -686,5 +689,7 @@ class Recompute(nn.Module):
             return self.inner(*a, **k)
 
     def forward(self, *a, **k):
-        again = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False); where = slots(self.inner)
+        again = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
+        # a compiler keeps the embedding by itself
+        where = [] if torch.compiler.is_compiling() else slots(self.inner)
         return again(self._run, where, [s.e for s in where], *a, **k) if where else again(self.inner, *a, **k)
