@@ -6,13 +6,14 @@
 __all__ = ['ddpm', 'min_snr', 'gen_loss', 'pretrain_step', 'as_clean', 'clock_facts', 'pretrain']
 
 # %% ../nbs/09_pretraining.ipynb #9f2e3d84
-import hashlib, os
+import os
 from functools import partial
 import torch
 from torch import Tensor
 from .core import check_steps
 from .schedule import Schedule, add_noise, at
 from .data import Clean, files, stream
+from .checkpoints import sha256
 from .training import FitConfig, facts, fit
 
 # %% ../nbs/09_pretraining.ipynb #89e60fc7
@@ -80,7 +81,7 @@ def clock_facts(net)->dict:
     "What the steps of a clocked network mean, for `fit(what=…)`: how many, which levels, and how the picture is scaled."
     l = net.schedule.levels.float().cpu()
     return dict(T=net.schedule.T,
-                levels=f'{l[1]:.4g} to {l[-1]:.4g}, {hashlib.sha256(l.numpy().tobytes()).hexdigest()[:8]}',
+                levels=f'{l[1]:.4g} to {l[-1]:.4g}, {sha256(l.numpy().tobytes())[:8]}',
                 **(dict(scale=net.scales) if hasattr(net, 'scales') else {}))
 
 # %% ../nbs/09_pretraining.ipynb #5842a3a4
