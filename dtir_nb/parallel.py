@@ -7,7 +7,7 @@ __all__ = ['CHUNK', 'tree_sum', 'Team', 'exact', 'ddp', 'fork_workers', 'in_turn
            'digest', 'check_same', 'die_with_parent', 'init_workers', 'roll_call', 'stop_signals']
 
 # %% ../nbs/07a_parallel.ipynb #66c79bc0
-import atexit, contextlib, ctypes, hashlib, os, queue, signal, socket, sys, tempfile, threading
+import atexit, contextlib, ctypes, hashlib, importlib, os, queue, signal, socket, sys, tempfile, threading
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -242,6 +242,8 @@ def init_workers(
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8'); torch.use_deterministic_algorithms(True)
     if 'RANK' not in os.environ: return torch.device('cuda' if gpu else 'cpu')
     die_with_parent()
+    # an optimizer imports it; then its defaults take the group that is there, which would outlive `_leave`
+    importlib.import_module('torch.distributed.nn.functional')
     dev = torch.device('cuda', int(os.environ['LOCAL_RANK'])) if gpu else torch.device('cpu')
     if gpu: torch.cuda.set_device(dev)
     store = _store(timeout)
