@@ -189,6 +189,13 @@ def _room(info, fmt):
                 dpi=lambda v: max(v) <= 65535)
     return {k: v for k,v in info.items() if fits[k](v)} if fmt=='JPEG' else info
 
+def _lost(photo, fmt):
+    "What a format would lose of the original that changes how it looks, and the one to write instead; None if nothing."
+    n = len(photo.info.get('icc_profile', b''))
+    if photo.alpha is not None and fmt in ('JPEG','BMP'): return 'the transparency of the original', '.png'
+    if fmt=='PNG' and n > 2**20:
+        return f'a colour profile of {n:,} bytes: readers of PNG stop at {2**20:,}', '.tif'
+
 def _save(path, fmt, a, alpha, bits, info):
     "Pixels to a file, in the one way that keeps them."
     if bits == 16 and alpha is not None:
@@ -204,11 +211,10 @@ def write_photo(
     img:Tensor,        # the restored picture (3,H,W)
     path,              # where to; the suffix decides the format
 ):                     # the path
-    "Write a restored photograph, whole or not at all, with what the format can hold of the original: alpha, depth, greyness, profile, EXIF and dots per inch. JPEG, WEBP and BMP take 8 bits, JPEG no EXIF beyond 64 kB, WEBP no dots per inch, BMP no profile and no EXIF. What cannot be written is an `ImageError` that names the file."
+    "Write a restored photograph, whole or not at all, with what the format can hold of the original: alpha, depth, greyness, profile, EXIF and dots per inch. JPEG, WEBP and BMP take 8 bits, JPEG no EXIF beyond 64 kB, WEBP no dots per inch, BMP no profile and no EXIF. What cannot be written (transparency in JPEG or BMP, a profile of more than 1 MiB in PNG) is an `ImageError` that names the file."
     path = Path(path); fmt = _format(path, img.shape[1:])
-    if photo.alpha is not None and fmt in ('JPEG','BMP'):
-        raise ImageError(path, 'E_FORMAT', f'{fmt} cannot hold the transparency of the original; '
-                         f'write a .png')
+    if (lost := _lost(photo, fmt)):
+        raise ImageError(path, 'E_FORMAT', '{} cannot hold {}; write a {}'.format(fmt, *lost))
     bits = photo.bits if fmt in ('PNG','TIFF') else 8
     alpha = (photo.alpha if photo.alpha is None or bits==8*photo.alpha.itemsize
              else (photo.alpha>>8).astype(np.uint8))
