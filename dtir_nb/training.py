@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FitConfig', 'check_fit', 'lr_at', 'ema_decay', 'moving', 'ema_update', 'holder', 'differentiate', 'gradient_of',
            'set_gradients', 'LossScale', 'keyed', 'shard_gradient', 'team_gradient', 'sliced_gradient', 'NonFinite',
-           'Preempted', 'exit_code', 'append_line', 'read_log', 'keep', 'adam', 'set_lr', 'everything', 'named',
-           'facts', 'identity', 'differing', 'upgraded', 'resume', 'trainable', 'prepare', 'fit', 'check_scores',
-           'RunDir', 'every', 'scored', 'pictures', 'pace', 'tensorboard', 'Recompute']
+           'Preempted', 'exit_code', 'append_line', 'read_log', 'keep', 'check_groups', 'with_groups', 'adam', 'set_lr',
+           'everything', 'named', 'facts', 'identity', 'differing', 'upgraded', 'resume', 'trainable', 'prepare', 'fit',
+           'check_scores', 'RunDir', 'every', 'scored', 'pictures', 'pace', 'tensorboard', 'Recompute']
 
 # %% ../nbs/08_training.ipynb #73fa4fcd
 import contextlib, copy, errno, json, math, numbers, os, time, warnings
@@ -39,7 +39,7 @@ class FitConfig:
     ema:float=.999        # decay of the averaged weights, 0 = no average
     seed:int=0            # seeds the noise, the time steps, and what dropout drops
     skip:int=0            # how many steps with a NaN or infinite gradient may be skipped; at one more the run stops
-    amp:object=False      # 'bf16' (or True) or 'fp16': compute in half precision where that is safe; weights stay as they are
+    amp:object=False      # 'bf16' (or True, or PyTorch's dtype) or 'fp16': compute in half precision where that is safe; weights stay as they are
     channels_last:bool=False # memory layout that convolutions on GPUs prefer
     compile:bool=False    # torch.compile the network; not for steps that differentiate a gradient
     save_every:int=1000   # steps between two checkpoints of a `run`
@@ -59,7 +59,8 @@ def check_fit(c):
         if isinstance(v, bool) or not isinstance(v, numbers.Integral):
             raise ValueError(f'FitConfig({name}={v!r}): {name} has to be a whole number, 1000 and not 1e3')
         object.__setattr__(c, name, int(v))    # of NumPy's kind JSON knows nothing
-    if c.amp is True: object.__setattr__(c, 'amp', 'bf16')
+    names = {True: 'bf16', torch.bfloat16: 'bf16', torch.float16: 'fp16'}
+    object.__setattr__(c, 'amp', names.get(c.amp, c.amp))
     for ok,name,why in ((c.steps>=0,'steps','at least 0'), (0<c.lr<math.inf,'lr','positive and finite'),
                         (0<=c.lr_min<=c.lr,'lr_min','in 0..lr'),
                         (0<=c.warmup<=c.steps,'warmup','in 0..steps'), (0<=c.ema<1,'ema','in [0,1)'),
@@ -298,17 +299,32 @@ def keep(
     "Keep the log of each step in a list."
     return lambda k, net, avg, log: history.append(log)
 
-# %% ../nbs/08_training.ipynb #7dabbb64
-def adam(ps, cfg, groups=None):
-    "Adam over `ps`, or over `groups` of them; a group's `scale` multiplies its learning rate."
-    for i,g in enumerate(groups or ()):
+# %% ../nbs/08_training.ipynb #215692a4
+def check_groups(groups, ps, cfg):
+    "Refuse parameter groups with a rate of their own, or with parameters that are not trained; warn of those left out."
+    for i,g in enumerate(groups):
         if 'lr' in g:
             raise ValueError(f"groups[{i}] has an lr of its own, and FitConfig's schedule sets that anew at "
                              f"each step: give dict(params=…, scale={g['lr']/cfg.lr:.3g}), a factor on "
                              f"lr={cfg.lr:g}")
+    trained, given = {id(p) for p in ps}, {id(p) for g in groups for p in g['params']}
+    if given-trained:
+        raise ValueError(f'groups hold {len(given-trained)} parameters that net does not train: take them from '
+                         f'the network that you pass (`Clocked` and others work on a copy of yours)')
+    if groups and trained-given:
+        warnings.warn(f'groups leave out {len(trained-given)} of {len(ps)} trained parameters: they stay as '
+                      f'they are', stacklevel=4)
+
+def with_groups(what, groups):
+    "What a run depends on, with its parameter groups: how many tensors each has, and all but the tensors."
+    return (what or {}) | ({'groups': [dict(g, params=len(list(g['params']))) for g in groups]} if groups else {})
+
+# %% ../nbs/08_training.ipynb #7dabbb64
+def adam(ps, cfg, groups=None):
+    "Adam over `ps`, or over `groups` of them; a group's `scale` multiplies its learning rate."
     # PyTorch writes into the dicts that it gets: yours stay as they are
-    opt = torch.optim.Adam([dict(g) for g in groups] if groups else ps, lr=cfg.lr,
-                           betas=cfg.betas, fused=True)
+    groups = [{**g, 'params': list(g['params'])} for g in groups or ()]; check_groups(groups, ps, cfg)
+    opt = torch.optim.Adam(groups or ps, lr=cfg.lr, betas=cfg.betas, fused=True)
     for p in (p for g in opt.param_groups for p in g['params']):
         opt.state[p] = dict(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p),
                             exp_avg_sq=torch.zeros_like(p))
@@ -376,6 +392,12 @@ def upgraded(c)->dict:
     return {'scale': [1., 0], **c.state,
             'who': {**c.state['who'], 'amp': 'bf16' if c.state['who'].get('amp') else False}}
 
+# %% ../nbs/08_training.ipynb #f5b85f35
+def _longer(odd):
+    "What to do if all that differs is the number of steps: the schedule of the rate is another one."
+    return ('; to train longer, begin another run from the weights of this one, load_checkpoint(run).tensors["ema"]'
+            if len(odd) == 1 and odd[0].startswith('steps was') else '')
+
 # %% ../nbs/08_training.ipynb #83cb7ee0
 def resume(
     run,            # directory of the run
@@ -392,7 +414,7 @@ def resume(
                               f'{", ".join(odd)}')
     if odd := differing(state['who'], who):
         raise ValueError(f'{os.fspath(run)!a} belongs to a run with another configuration: {"; ".join(odd)}. '
-                         f'Nothing was changed: use the old one, or another run directory')
+                         f'Nothing was changed: use the old one, or another run directory{_longer(odd)}')
     # look at all groups before touching one
     for k,t in parts.items(): check_tensors(t, c.tensors[k], c.path/f'{k}.safetensors')
     for k,t in parts.items():
@@ -454,6 +476,7 @@ def fit(
     gradient = sliced_gradient if team.split else team_gradient; moves = moving(avg), moving(net)
     fast = torch.compile(net) if cfg.compile else net; opt = adam(mine, cfg, groups)
     hold, back = holder(moves[1][1])
+    what = with_groups(what, groups)
     with RunDir(run, team, cfg, everything(net, avg, opt, mine), stream, what, after) as r:
         for k in r.steps():
             set_lr(opt, lr_at(k, cfg)); hold()
@@ -485,6 +508,7 @@ class RunDir:
     def __init__(self, run, team, cfg, parts, stream=None, what=None, after=()):
         self.run, self.team, self.cfg, self.parts, self.stream = run and Path(run), team, cfg, parts, stream
         self.who, self.first, self.scale = identity(cfg, team, what), team.rank == 0, LossScale(cfg.amp)
+        after = (after,) if callable(after) else after
         self.skipped, self.asked, self.after = 0, [], check_scores(after, cfg.save_every) if run else after
         self.writer = Writer() if run and cfg.background and self.first else None
 
