@@ -147,7 +147,11 @@ def train_incremental(
         if held is None or refresh: held = hold(net, clean, gef, cfg.seed)
         mix = _mixture(sources, weights, stage.tasks)
         where = Path(run)/f'stage-{i+1:02d}-{stage.new}' if run else None
-        net = finetune(net, mix, clean, stage.t, c, gef, patch, batch, held, reduce, run=where, after=after)
+        try: net = finetune(net, mix, clean, stage.t, c, gef, patch, batch, held, reduce, run=where, after=after)
+        except ValueError as e:
+            if 'steps was' not in str(e): raise
+            raise ValueError(f'{e}. In a run of stages cfg.steps is shared: for {len(stages)} of them give '
+                             f'{len(stages)} times what a stage had') from None
         if val: rows.append(scores(net, val, ts))
     return History(net, stages, rows)
 

@@ -9,7 +9,7 @@ __all__ = ['BACKBONES', 'tiled', 'reach', 'Pooled', 'pooling', 'settled', 'Estim
            'summary', 'clean_summary', 'clean_score']
 
 # %% ../nbs/17_restoring.ipynb #18283962
-import operator, os, shutil, threading
+import importlib.util, operator, os, shutil, sys, threading
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import connection, get_context
@@ -22,6 +22,8 @@ from .core import FORMATS, ImageError, check_images, check_steps, save_image, wh
 from .data import stream
 from .schedule import cosine_schedule, linear_schedule
 from .backbones import NAFNet
+from .unet import UNet
+from .xrestormer import XRestormer
 from .conditioning import Clocked, Timeless, add_sites, evaluating, find_sites
 from .checkpoints import load_net, read_net, save_net
 from .training import FitConfig, fit
@@ -349,33 +351,58 @@ def _eightfold(f, v):
     return total.div_(8)
 
 # %% ../nbs/17_restoring.ipynb #582affe1
-BACKBONES = dict(NAFNet=NAFNet)   # what a saved description may name
+BACKBONES = dict(NAFNet=NAFNet, UNet=UNet, XRestormer=XRestormer)   # what a saved description may name; yours can join
+
+def _backbone(name):
+    "The function that makes a network, by its name; a Python file of yours, named in `DTIR_IMPORT`, may add to them."
+    file = os.environ.get('DTIR_IMPORT')
+    if name not in BACKBONES and file:
+        if not (file.endswith('.py') and os.path.isfile(file)):
+            raise ValueError(f'DTIR_IMPORT is {file!r}: no such Python file')
+        s = importlib.util.spec_from_file_location('dtir_import', file); m = importlib.util.module_from_spec(s)
+        sys.modules[s.name] = m; s.loader.exec_module(m)
+    if name not in BACKBONES:
+        raise ValueError(f"backbone is {name!r}: known are {', '.join(BACKBONES)}. To make one of yours known: "
+                         f"BACKBONES['MyNet'] = MyNet; at the command line DTIR_IMPORT names the file that "
+                         f"says so")
+    return BACKBONES[name]
 
 def build_net(
-    spec:dict,   # backbone, its arguments, T, schedule, and experts (n, k) if there are any
+    spec:dict,   # backbone, its arguments, T, schedule, sites if they were chosen, experts (n, k) if there are any
 ):
     "The network that a description describes, with fresh weights."
-    if spec.get('backbone') not in BACKBONES:
-        raise ValueError(f"backbone is {spec.get('backbone')!r}: known are {', '.join(BACKBONES)}")
-    net = BACKBONES[spec['backbone']](**spec.get('args', {}))
+    net = _backbone(spec.get('backbone'))(**spec.get('args', {}))
     if not spec.get('T'): return Timeless(net)
     steps = dict(cosine=cosine_schedule, linear=linear_schedule)[spec.get('schedule','cosine')](spec['T'])
     # a small trial run: the start is quick
-    net = Clocked(net, steps, sites=find_sites(net, size=16), scale=spec.get('scale', True))
+    net = Clocked(net, steps, sites=spec.get('sites') or find_sites(net, size=16),
+                  scale=spec.get('scale', True))
     e = spec.get('experts')
     return add_sites(net, partial(MoE, n=e['n'], k=e['k'])) if e else net
 
 # %% ../nbs/17_restoring.ipynb #a7208881
+def _described(net, spec):
+    "The description, with the sites of `net` where they were chosen by hand; a `ValueError` if it is of another network."
+    shapes = lambda net: {k: tuple(v.shape) for k,v in net.state_dict().items()}
+    have = shapes(net); found = shapes(build_net(spec))
+    if found != have and hasattr(net, 'sites'):
+        spec = spec | dict(sites=[s.name for s in net.sites]); found = shapes(build_net(spec))
+    if found != have:
+        odd = next(k for k in [*have, *found] if have.get(k) != found.get(k))
+        raise ValueError(f'spec describes another network than net: {odd} is {found.get(odd, "missing")} there, '
+                         f'{have.get(odd, "missing")} here')
+    return spec
+
 def save_restorer(
     folder,          # where to
-    net,             # built by `build_net(spec)`
+    net,             # as `build_net(spec)` builds it, the sites perhaps chosen by hand
     spec:dict,       # its description
     t:dict,          # task -> step
     estimator=None,  # goes along
     **more,          # further settings of `Restorer` that belong to these weights, e.g. leave=.3
 ):
     "Write what `Restorer.from_run` needs: weights, description, steps, estimator."
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    spec, folder = _described(net, spec), Path(folder); folder.mkdir(parents=True, exist_ok=True)
     save_net(net, folder/'net.safetensors', dict(spec=spec, t=t, **({'settings': more} if more else {})))
     # a list: JSON would sort the tasks
     if estimator is not None:
