@@ -317,7 +317,8 @@ def check_groups(groups, ps, cfg):
 
 def with_groups(what, groups):
     "What a run depends on, with its parameter groups: how many tensors each has, and all but the tensors."
-    return (what or {}) | ({'groups': [dict(g, params=len(list(g['params']))) for g in groups]} if groups else {})
+    gs = [dict(g, params=len(list(g['params']))) for g in groups or ()]
+    return (what or {}) | ({'groups': gs} if gs else {})
 
 # %% ../nbs/08_training.ipynb #7dabbb64
 def adam(ps, cfg, groups=None):
@@ -395,7 +396,8 @@ def upgraded(c)->dict:
 # %% ../nbs/08_training.ipynb #f5b85f35
 def _longer(odd):
     "What to do if all that differs is the number of steps: the schedule of the rate is another one."
-    return ('; to train longer, begin another run from the weights of this one, load_checkpoint(run).tensors["ema"]'
+    return ('; to train longer, begin another run from the weights of this one, '
+            'load_checkpoint(run).tensors["ema"]'
             if len(odd) == 1 and odd[0].startswith('steps was') else '')
 
 # %% ../nbs/08_training.ipynb #83cb7ee0
@@ -475,8 +477,7 @@ def fit(
     team = reduce or Team(); net, avg, ps = prepare(net, team, cfg, groups); mine = [local(p) for p in ps]
     gradient = sliced_gradient if team.split else team_gradient; moves = moving(avg), moving(net)
     fast = torch.compile(net) if cfg.compile else net; opt = adam(mine, cfg, groups)
-    hold, back = holder(moves[1][1])
-    what = with_groups(what, groups)
+    hold, back = holder(moves[1][1]); what = with_groups(what, groups)
     with RunDir(run, team, cfg, everything(net, avg, opt, mine), stream, what, after) as r:
         for k in r.steps():
             set_lr(opt, lr_at(k, cfg)); hold()
@@ -489,18 +490,19 @@ def fit(
 
 # %% ../nbs/08_training.ipynb #3a40dee1
 def check_scores(
-    after,          # watchers
-    save_every:int, # steps between two checkpoints
+    after,          # watchers, or one
+    save_every:int, # steps between two checkpoints, 0: there are none
 )->tuple:           # the watchers
     "A score belongs to the weights that had it: refuse one that is neither at every checkpoint nor only at checkpoints."
-    for f in after:
+    after = (after,) if callable(after) else tuple(after)
+    for f in after if save_every else ():
         n = getattr(f, 'every', 1)
         if getattr(f, 'scores', False) and n % save_every and save_every % n:
             raise ValueError(f'after scores every {n} steps, but save_every is {save_every}: step '
                              f'{save_every} would be saved without a score, step {n} scored and not saved, '
                              f'and the best could be lost. Take every({save_every}, scored(…)), or a divisor '
                              f'or multiple of it')
-    return tuple(after)
+    return after
 
 # %% ../nbs/08_training.ipynb #85f8a17c
 class RunDir:
@@ -508,8 +510,7 @@ class RunDir:
     def __init__(self, run, team, cfg, parts, stream=None, what=None, after=()):
         self.run, self.team, self.cfg, self.parts, self.stream = run and Path(run), team, cfg, parts, stream
         self.who, self.first, self.scale = identity(cfg, team, what), team.rank == 0, LossScale(cfg.amp)
-        after = (after,) if callable(after) else after
-        self.skipped, self.asked, self.after = 0, [], check_scores(after, cfg.save_every) if run else after
+        self.skipped, self.asked, self.after = 0, [], check_scores(after, cfg.save_every if run else 0)
         self.writer = Writer() if run and cfg.background and self.first else None
 
     def __enter__(self):
