@@ -54,7 +54,7 @@ class FinetuneConfig:
     mu:float=0.003          # weight μ of the generation loss
     lam_reg:float=1.        # weight λ1 of the importance regularisation (eq. 5)
     lam_orth:float=0.03     # λ2 of the orthogonality loss (eq. 8)
-    lengths:bool=True       # λ2 is a ratio of lengths, of the orthogonality gradient to the reconstruction gradient; False: the weight of a loss, as in the paper
+    lengths:bool=True       # λ2 is a ratio of lengths, of the orthogonality gradient (before the layer weights) to the reconstruction gradient; False: the weight of a loss, as in the paper
     project:bool=False      # instead of the orthogonality loss: project the generation gradient (first order)
     rate:float=0.05         # decay rate a of the layer weights (eq. 10)
     cut:float=0.5           # deepest layer that generation reaches

@@ -7,7 +7,6 @@ __all__ = ['Stage', 'plan', 'plot_plan', 'scores', 'History', 'share', 'train_in
            'forgetting_triangle', 'forgetting', 'plot_history']
 
 # %% ../nbs/16_incremental.ipynb #97f4534d
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -126,14 +125,13 @@ def _mixture(sources, weights, tasks):
                    {k: weights[k] for k in tasks} if isinstance(weights, dict) else weights)
 
 # %% ../nbs/16_incremental.ipynb #08869334
-@contextlib.contextmanager
-def _of_stages(n):
-    "What an error about the number of steps means where stages share them."
-    try: yield
+def _tune(stages, *args, **kw):
+    "One of the stages: `finetune`, and what its error about the number of steps means where stages share them."
+    try: return finetune(*args, **kw)
     except ValueError as e:
         if 'steps was' not in str(e): raise
-        raise ValueError(f'{e}. In a run of stages cfg.steps is shared: for {n} of them give {n} times what a '
-                         f'stage had') from None
+        raise ValueError(f'{e}. In a run of stages cfg.steps is shared: for {len(stages)} of them '
+                         f'give {len(stages)} times what a stage had') from None
 
 # %% ../nbs/16_incremental.ipynb #adfbf58e
 def train_incremental(
@@ -158,8 +156,7 @@ def train_incremental(
         if held is None or refresh: held = hold(net, clean, gef, cfg.seed)
         mix = _mixture(sources, weights, stage.tasks)
         where = Path(run)/f'stage-{i+1:02d}-{stage.new}' if run else None
-        with _of_stages(len(stages)):
-            net = finetune(net, mix, clean, stage.t, c, gef, patch, batch, held, reduce, run=where, after=after)
+        net = _tune(stages, net, mix, clean, stage.t, c, gef, patch, batch, held, reduce, run=where, after=after)
         if val: rows.append(scores(net, val, ts))
     return History(net, stages, rows)
 

@@ -350,7 +350,7 @@ def _eightfold(f, v):
         total += o.rot90(-(k%4), (-2,-1)); del o
     return total.div_(8)
 
-# %% ../nbs/17_restoring.ipynb #582affe1
+# %% ../nbs/17_restoring.ipynb #cdbd9256
 BACKBONES = dict(NAFNet=NAFNet, UNet=UNet, XRestormer=XRestormer)   # what a saved description may name; yours can join
 
 def _backbone(name):
@@ -367,6 +367,8 @@ def _backbone(name):
                          f"says so")
     return BACKBONES[name]
 
+
+# %% ../nbs/17_restoring.ipynb #582affe1
 def build_net(
     spec:dict,   # backbone, its arguments, T, schedule, sites if they were chosen, experts (n, k) if there are any
 ):
@@ -380,7 +382,7 @@ def build_net(
     e = spec.get('experts')
     return add_sites(net, partial(MoE, n=e['n'], k=e['k'])) if e else net
 
-# %% ../nbs/17_restoring.ipynb #a7208881
+# %% ../nbs/17_restoring.ipynb #ec3b4fc9
 def _described(net, spec):
     "The description, with the sites of `net` where they were chosen by hand; a `ValueError` if it is of another network."
     shapes = lambda net: {k: tuple(v.shape) for k,v in net.state_dict().items()}
@@ -393,6 +395,8 @@ def _described(net, spec):
                          f'{have.get(odd, "missing")} here')
     return spec
 
+
+# %% ../nbs/17_restoring.ipynb #a7208881
 def save_restorer(
     folder,          # where to
     net,             # as `build_net(spec)` builds it, the sites perhaps chosen by hand
