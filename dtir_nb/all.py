@@ -12,7 +12,7 @@ from .core import (load_image, save_image, show_images, check_images, check_step
 from .degradations import (TASKS, STRENGTHS, DEGRADATIONS, degrade, compose, noisy, rainy, hazy,
                                   low_light, blurry, jpeg, snowy, raindrop, shadowed, inpainting)
 
-from .data import embedded_photos, Clean, Pairs, Synthetic, Mixture, stream, ahead
+from .data import embedded_photos, Clean, Pairs, Synthetic, Mixture, Own, stream, ahead
 
 from .schedule import (Schedule, linear_schedule, cosine_schedule, level_to_step, add_noise,
                               predict_noise, ddim_step, reverse, sample)

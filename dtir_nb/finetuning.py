@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from .core import check_images, check_steps, rng
 from .schedule import _same
-from .data import Pairs, stream
+from .data import PLACES, Pairs, no_loader, stream
 from .conditioning import depth_of, evaluating
 from .training import FitConfig, facts, fit
 from .pretraining import as_clean, clock_facts, ddpm, gen_loss
@@ -332,11 +332,10 @@ def as_pairs(
         pairs = list(zip(*pairs))                                    # two batches, as `match` takes them
     if not isinstance(pairs, (list,tuple)):
         if hasattr(pairs, 'sample'): return pairs
+        no_loader(pairs, name, PLACES)
         raise ValueError(f'{name} is a {type(pairs).__name__}, which cannot be drawn from: give a '
-                         f'source, such as '
-                         f'Pairs(degraded, clean, task) of two lists of files, and not the stream of '
-                         f'one, or a list '
-                         f'of (clean, degraded) pictures (3,H,W)')
+                         f'source, such as Pairs(degraded, clean, task) of two lists of files, and not the '
+                         f'stream of one, or a list of (clean, degraded) pictures (3,H,W)')
     if odd := [p for p in pairs if not _is_pair(p)]:
         raise ValueError(f'{name} holds a {type(odd[0]).__name__} that is no pair: give (clean, degraded) '
                          'pictures (3,H,W), or the two batches (clean, degraded)')

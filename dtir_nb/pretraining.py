@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from .core import check_steps
 from .schedule import Schedule, add_noise, at
-from .data import Clean, files, stream
+from .data import Clean, files, no_loader, stream
 from .checkpoints import sha256
 from .training import FitConfig, facts, fit
 
@@ -72,6 +72,7 @@ def as_clean(
                              f'a list of one')
         images = [*images]
     if isinstance(images, (list,tuple)): return Clean(images, patch=patch)
+    no_loader(images, name, ') where an item is a clean picture, with gt=1 where it is (lq, gt)')
     if images is None or hasattr(images, 'sample') or streams and callable(images): return images
     raise ValueError(f'{name} is a {type(images).__name__}: give a list of pictures or files, a batch, a '
                      f'folder, or a source'
