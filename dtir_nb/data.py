@@ -632,13 +632,13 @@ def no_loader(o, name, how):
     if hasattr(o, 'sample') or isinstance(o, Pictures): return
     if isinstance(o, DataLoader):
         raise TypeError(f'{name} is a DataLoader, whose batches come in an order of its own: pass its '
-                        f'.dataset, as Own({name}.dataset{how})')
+                        f'.dataset, as Own({name}.dataset{how}')
     if isinstance(o, IterableDataset):
         raise TypeError(f'{name} is an IterableDataset, which has no index: give one with a length and '
                         f'{name}[i]')
     if isinstance(o, Dataset) or hasattr(o, '__getitem__') and not hasattr(o, '__iter__'):
         raise TypeError(f'{name} is a {type(o).__name__}, a dataset that does not say which picture is '
-                        f'which: pass Own({name}{how})')
+                        f'which: pass Own({name}{how}')
 
 PLACES = ", 'rainy', lq=0, gt=1) where an item is (lq, gt), with lq='lq', gt='gt' where it is a dict"
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from .core import Batch, check_images, check_steps
-from .data import stream
+from .data import PLACES, no_loader, stream
 from .schedule import Schedule, _same, add_noise, reverse
 from .conditioning import evaluating
 from .training import FitConfig, fit
@@ -124,10 +124,14 @@ class Match(NamedTuple):
 # %% ../nbs/10_matching.ipynb #83608c2c
 def _pairs(pairs, net=None):
     "Whatever holds pairs, as a list of (x, y), each (B,3,H,W), on the device of a network."
+    no_loader(pairs, 'pairs', PLACES)
     if hasattr(pairs, 'sample'): pairs = stream(pairs, batch=min(len(pairs), 32), ahead=0)(0)
     if isinstance(pairs, Batch): pairs = [pairs]
     elif isinstance(pairs, tuple) and len(pairs)==2 and isinstance(pairs[0], Tensor) and pairs[0].ndim==4:
         pairs = [pairs]
+    if not hasattr(pairs, '__iter__') or isinstance(pairs, (str,dict)):
+        raise ValueError(f'pairs is a {type(pairs).__name__}: give a list of pairs, a `Batch`, or a source, not '
+                         'the stream of one')
     pairs = list(pairs)
     if any(isinstance(p, Tensor) for p in pairs):
         raise ValueError('pairs holds bare tensors: give (x, y) of (B,3,H,W) each, a `Batch`, or a '
