@@ -6,20 +6,49 @@
 __all__ = ['grid_of', 'Deployed', 'need', 'export_onnx', 'export_torchscript', 'runner', 'check_export']
 
 # %% ../nbs/17b_exporting.ipynb #36d860d6
-import importlib.util, json, warnings
+import importlib.util, json, math, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from .core import check_steps, whole
 from .backbones import NAFNet
+from .conditioning import Clocked
+from .foreign import Adapted
 from .moe import MoE, dense_mixture
 
 # %% ../nbs/17b_exporting.ipynb #4e70f756
+def _paddings(net)->list:
+    "How the network pads, outermost first: (multiple, square, mode, what the picture must hold to be zero inside)."
+    zero = float(net.scales(torch.ones(1)).m) if isinstance(net, Clocked) else 0.
+    inner, out = getattr(net, 'net', net), []
+    while isinstance(inner, Adapted):
+        out.append((inner.multiple, inner.square, inner.mode, zero))
+        if inner.call: return out                           # what it makes of the picture, only it knows
+        inner = inner.net
+    if isinstance(inner, NAFNet): out.append((2**len(inner.downs), False, 'zero', zero))
+    return out
+
 def grid_of(net)->int:
-    "Of what the sides must be multiples; known for `NAFNet`, which pads with zeros; 1 for others, which then want sizes that need no padding."
-    inner = getattr(net, 'net', net)
-    return 2**len(inner.downs) if isinstance(inner, NAFNet) else 1
+    "Of what the sides must be multiples; known for `NAFNet` and `Adapted`; 1 for others, which then want sizes that need no padding."
+    return math.lcm(*(p[0] for p in _paddings(net)))
+
+def _mirrored(n, to):
+    "Indices 0 … n-1, then bouncing back and forth, `to` of them."
+    p = 2*torch.arange(n)[-1:]                              # a tensor: of numbers a tracer keeps the value
+    i = torch.arange(to) % p.clamp(min=1)
+    return torch.minimum(i, p-i)
+
+
+# %% ../nbs/17b_exporting.ipynb #3458e89d
+def _padded(x, m, square, mode, zero):
+    "As `Adapted` and `NAFNet` pad, for a tracer: no branch on the size."
+    for last in range(1+square):
+        (H,W) = x.shape[-2:]; side = (H+W+abs(H-W))//2      # the larger of the two
+        h,w = (side, side) if last else ((H+m-1)//m*m, (W+m-1)//m*m)
+        x = (F.pad(x, (0, w-W, 0, h-H), value=zero) if mode == 'zero'
+             else x[..., _mirrored(H, h), :][..., _mirrored(W, w)])
+    return x
 
 class Deployed(nn.Module):
     "`net(img, t)` between padding and clipping; `t` an input or fixed."
@@ -28,15 +57,16 @@ class Deployed(nn.Module):
         t=None,     # the step that is folded in; None: an input
     ):
         super().__init__()
-        self.net, self.t, self.grid = net.eval(), t, grid_of(net)
+        self.net, self.t, self.paddings = net.eval(), t, _paddings(net)
 
     def forward(self,
         img:Tensor,    # pictures (B,3,H,W) in [0,1]
         t:Tensor=None, # steps (B,) int64, unless folded in
     )->Tensor:         # restored, (B,3,H,W) in [0,1]
-        (H,W), m = img.shape[-2:], self.grid
-        x = F.pad(img, (0, (W+m-1)//m*m-W, 0, (H+m-1)//m*m-H))
+        (H,W), x = img.shape[-2:], img
+        for p in self.paddings: x = _padded(x, *p)
         return self.net(x, self.t if t is None else t)[...,:H,:W].clamp(0,1)
+
 
 # %% ../nbs/17b_exporting.ipynb #645d4264
 def _prepare(net, t):
@@ -110,13 +140,36 @@ def runner(
     if Path(path).suffix == '.onnx':
         need('onnxruntime')
         import onnxruntime as ort
-        s = ort.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+        quiet = ort.SessionOptions(); quiet.log_severity_level = 4            # what fails is raised anyway
+        s = ort.InferenceSession(str(path), quiet, providers=['CPUExecutionProvider'])
         names = [i.name for i in s.get_inputs()]
         return lambda img, t=None: torch.from_numpy(
             s.run(None, {'img': img.numpy(),
                          **({'t': torch.full((len(img),), t).numpy()} if 't' in names else {})})[0])
     with warnings.catch_warnings(): warnings.simplefilter('ignore'); f = torch.jit.load(str(path))
     return lambda img, t=None: f(img) if t is None else f(img, torch.full((len(img),), t))
+
+# %% ../nbs/17b_exporting.ipynb #3519d914
+def _accepts(f):
+    "What sizes a function takes, as arguments of `Adapted`, by trying; '' if that is not found."
+    def ok(*size):
+        try: return f(torch.rand(1, 3, *size)) is not None
+        except Exception: return False
+    for m in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
+        if ok(m, 2*m) and ok(3*m, 2*m) and ok(5*m, 3*m): return f'multiple={m}'
+    for m in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
+        if ok(m, m) and ok(3*m, 3*m) and ok(5*m, 5*m): return f'multiple={m}, square=True'
+    return ''
+
+def _run_at(f, x, who):
+    "What `f` makes of `x`; if it fails, the size at which it does and the remedy."
+    try: return f(x)
+    except Exception as e:
+        h,w = x.shape[-2:]; fits = _accepts(f)
+        raise ValueError(f'{who} fails at {h}×{w} ({str(e).strip().splitlines()[-1][-120:]}): '
+            + (f'set net.net = Adapted(net.net, {fits}), whose padding is exported, and export again' if fits
+               else 'no grid was found on which it runs: does its forward make fixed numbers of sizes?')) from e
+
 
 # %% ../nbs/17b_exporting.ipynb #80599b9a
 @torch.no_grad()
@@ -127,12 +180,13 @@ def check_export(
     sizes=((64,96), (37,51), (1,1), (1,70), (130,33)),
     tolerance=1e-4,   # in units of [0,1]
 )->float:
-    "The largest difference from the original over sizes and steps; raises if it is too large."
+    "The largest difference from the original over sizes and steps; raises if it is too large, or if either fails at a size."
     run, gaps = runner(path), []
     for n,(h,w) in enumerate(sizes):
         x = torch.rand(1+n%2, 3, h, w, generator=torch.Generator().manual_seed(n))
         for k in ([1, 2, getattr(net,'T',50)//2] if t is None else [t]):
-            gaps.append((run(x, k if t is None else None)-net(x, k).clamp(0,1)).abs().max())
+            own = _run_at(lambda x: net(x, k), x, 'the network itself').clamp(0,1)
+            gaps.append((_run_at(lambda x: run(x, k if t is None else None), x, path)-own).abs().max())
     worst = torch.stack(gaps).max().item()                              # NaN if there is one
     if not worst <= tolerance:
         raise ValueError(f'{path} differs from the network by {worst:.2g}, more than {tolerance:g}: do not '
