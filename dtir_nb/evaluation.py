@@ -6,10 +6,10 @@
 __all__ = ['LOWER_IS_BETTER', 'Pair', 'find_pairs', 'load_pair', 'output_name', 'Evaluation', 'evaluate_pair', 'evaluate',
            'save_evaluation', 'read_evaluation', 'merge', 'Comparison', 'compare', 'Matrix', 'generalisation_matrix',
            'matrix_markdown', 'show_matrix', 'Result', 'collect', 'Cell', 'Filled', 'fill', 'ranks', 'table_markdown',
-           'table_latex', 'table_csv', 'write_tables']
+           'own_table', 'table_latex', 'table_csv', 'write_tables']
 
 # %% ../nbs/18_evaluation.ipynb #42b058de
-import csv, io, json, math
+import csv, io, json, math, warnings
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from .core import FORMATS, ImageError, load_image, save_image
 from .data import pair_files
-from .conditioning import evaluating
+from .conditioning import Clocked, evaluating
 from .checkpoints import canonical, replace_file, sha256
 from .metrics import DACLIP, Protocol, bootstrap, card_json, card_line, centre_crop, metric_card, score
 from .paper import DATASETS_B, PAPER, TEN
@@ -151,6 +151,16 @@ def _check_names(names, pictures):
         raise ValueError(f'outputs share the names {many}: pictures of one folder must differ in more than '
                          'the suffix')
 
+# %% ../nbs/18_evaluation.ipynb #2589b14c
+def _at_the_door(restorer, perceptual, lpips_card):
+    "What would fail, or be worth nothing, only after all pictures were restored."
+    if perceptual and not lpips_card:
+        raise ValueError('perceptual without lpips_card: a number without the hash of its network cannot be '
+                         'repeated; pass perceptual.lpips_card()')
+    if isinstance(restorer, Clocked):
+        raise TypeError('restorer is a Clocked network, which has to be told a step: pass Restorer(net, t) or '
+                        'lambda y: net(y, t)')
+
 # %% ../nbs/18_evaluation.ipynb #db42e6a1
 def evaluate(
     restorer,         # any function (B,3,H,W) -> (B,3,H,W); a network is put into evaluation mode meanwhile
@@ -166,9 +176,7 @@ def evaluate(
     **notes,          # onto the card: method, dataset, seed, …
 )->Evaluation:
     "Score a restorer on pairs. Files that cannot be used are listed by name and do not count; a failure of the restorer stops the run."
-    if perceptual and not lpips_card:
-        raise ValueError('perceptual without lpips_card: a number without the hash of its network cannot be '
-                         'repeated; pass perceptual.lpips_card()')
+    _at_the_door(restorer, perceptual, lpips_card)
     if not 0 <= shard < shards: raise ValueError(f'shard is {shard}: shards are numbered 0..{shards-1}')
     pairs = sorted(pairs, key=lambda p: p.name); _check_names([p.name for p in pairs], pictures)
     if (shards > 1 or pictures) and out is None:
@@ -396,13 +404,16 @@ def collect(
     *runs,   # folders, searched with everything below
 )->list:     # of `Result`
     "All evaluations under some run directories whose card names a method and a data set."
-    out = []
-    for f in sorted({f for r in runs for f in Path(r).rglob('card.json')}):
+    out, cards = [], sorted({f for r in runs for f in Path(r).rglob('card.json')})
+    for f in cards:
         c = json.loads(f.read_text(encoding='utf-8')); n = c.get('notes', {})
         if {'method','dataset'} <= n.keys():
             out.append(Result(n['method'], n['dataset'], n.get('seed', 0), c['protocol'], c['counted'],
                               {k: math.inf if v['mean'] is None and v.get('identical') else v['mean']
                                for k,v in c['values'].items()}, c))
+    if cards and not out:
+        warnings.warn(f'{len(cards)} cards, and none names its method and data set: evaluate(…, method=…, '
+                      f'dataset=…)', stacklevel=2)
     return out
 
 # %% ../nbs/18_evaluation.ipynb #b6cedae9
@@ -430,6 +441,13 @@ def _cell(results, method, dataset, metric):
     v = torch.tensor(v, dtype=torch.float64)
     return Cell(v.mean().item(), v.std().item() if len(v) > 1 and v.isfinite().all() else None, len(v))
 
+# %% ../nbs/18_evaluation.ipynb #39168532
+def _once(results):
+    "Two numbers for one place of a table are a mistake."
+    if twice := {r[:3] for r in results if sum(r[:3] == q[:3] for q in results) > 1}:
+        raise ValueError(f'several results for (method, data set, seed) {sorted(twice)[0]}: collect from '
+                         f'fewer folders')
+
 # %% ../nbs/18_evaluation.ipynb #63dd2d85
 def fill(
     table,              # a key of `PAPER`: '1' … '9' or 'main'
@@ -438,9 +456,7 @@ def fill(
 ):                      # (panels, notes): list of `Filled`, list of str
     "The paper's table with our values beside it, and what to know before comparing the two."
     t = PAPER[str(table)]; rs = [r for r in results if r.protocol == protocol]; panels = []
-    if twice := {r[:3] for r in rs if sum(r[:3] == q[:3] for q in rs) > 1}:
-        raise ValueError(f'several results for (method, data set, seed) {sorted(twice)[0]}: collect from '
-                         f'fewer folders')
+    _once(rs)
     for p in t.panels:
         wanted = {r.method for r in p.rows if r.method.startswith(('Ours','w/o'))}
         here = ([r.method for r in p.rows if r.method in wanted]
@@ -514,6 +530,23 @@ def table_markdown(
         out += ['', '| '+' | '.join(head)+' |', '|-|-|'+'-:|'*len(p.columns),
                 *('| '+' | '.join(r)+' |' for r in rows)]
     return '\n'.join([*out, '', *(f'- {n}' for n in notes)])
+
+# %% ../nbs/18_evaluation.ipynb #fee2a776
+def own_table(
+    results,                 # from `collect`
+    metrics=('psnr','ssim'), # columns for each data set, as the cards name them
+    protocol='daclip',       # only results of this protocol count
+)->str:                      # Markdown
+    "Every method on every data set that was evaluated: best in bold, second underlined, mean ± standard deviation over seeds."
+    rs = [r for r in results if r.protocol == protocol]; _once(rs)
+    known = sorted({k for r in rs for k in r.values})
+    if odd := [k for k in metrics if k not in known]:
+        raise ValueError(f'no result of the protocol {protocol!r} has {odd[0]!r}: there are {known}, under '
+                         f'{sorted({r.protocol for r in results})}')
+    columns = tuple((d,k) for d in dict.fromkeys(r.dataset for r in rs) for k in metrics)
+    rows = [(m, 'here', [_cell(rs, m, d, k) for d,k in columns]) for m in dict.fromkeys(r.method for r in rs)]
+    head, rows = _grid(Filled('method', columns, rows), '**{}**'.format, '<u>{}</u>'.format, '–')
+    return '\n'.join(['| '+' | '.join([r[0], *r[2:]])+' |' for r in (head, ['-', '', *['-:']*len(columns)], *rows)])
 
 # %% ../nbs/18_evaluation.ipynb #b7284d2b
 _TEX = {'\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '$': r'\$', '#': r'\#', '_': r'\_', '{': r'\{',
