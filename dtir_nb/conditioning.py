@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FiLM', 'Slot', 'Site', 'slots', 'Scales', 'faded', 'natural', 'edm', 'evaluating', 'SiteInfo', 'find_sites',
-           'site_table', 'Clocked', 'add_sites', 'Timeless', 'seeded', 'depth_of']
+           'site_table', 'Clocked', 'check_picture', 'add_sites', 'Timeless', 'seeded', 'depth_of']
 
 # %% ../nbs/05_conditioning.ipynb #cecf2bff
 import copy, threading
@@ -292,6 +292,18 @@ def add(self:Clocked, make, where=None):
             self.site(s).mods.append(make(s.channels, self.emb_dim).to(self.levels.device))
     return self
 
+# %% ../nbs/05_conditioning.ipynb #7e47c364
+def check_picture(
+    net,   # the network that was asked
+    out,   # what it returned
+):
+    "Refuse a list or a dictionary of answers, and say how one is picked."
+    if isinstance(out, Tensor): return
+    raise ValueError(f'{type(net).__name__} returned a {type(out).__name__} in place of a picture: pick the '
+                     f'picture with Adapted(net, call=lambda net, img: net(img)[…]) of dtir_nb.foreign; '
+                     f'`check_backbone(net)` says which entry it is')
+
+
 # %% ../nbs/05_conditioning.ipynb #c9d3b211
 @patch
 def forward(self:Clocked,
@@ -309,6 +321,7 @@ def forward(self:Clocked,
     if not torch.compiler.is_compiling(): self.slot.used = True
     try: out = self.net((c.c_in*(wide-c.m)).to(like), *args)
     finally: self.slot.e = None
+    check_picture(self.net, out)
     if out.shape != img.shape:
         raise ValueError(f'{type(self.net).__name__} returned shape {tuple(out.shape)} for a picture of '
                          f'shape {tuple(img.shape)}: a restoration network keeps the size (pad '

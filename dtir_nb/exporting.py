@@ -168,7 +168,7 @@ def _run_at(f, x, who):
         h,w = x.shape[-2:]; fits = _accepts(f)
         raise ValueError(f'{who} fails at {h}×{w} ({str(e).strip().splitlines()[-1][-120:]}): '
             + (f'set net.net = Adapted(net.net, {fits}), whose padding is exported, and export again' if fits
-               else 'no grid was found on which it runs: does its forward make fixed numbers of sizes?')) from e
+               else 'no grid found on which it runs: does its forward make fixed numbers of sizes?')) from e
 
 
 # %% ../nbs/17b_exporting.ipynb #80599b9a

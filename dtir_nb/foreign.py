@@ -14,7 +14,7 @@ from torch import nn, Tensor
 from .core import rng
 from .schedule import cosine_schedule
 from .backbones import hessian_vector, pad_to
-from .conditioning import Clocked, seeded
+from .conditioning import Clocked, check_picture, seeded
 
 # %% ../nbs/05a_foreign.ipynb #e3901ef7
 class Finding(NamedTuple):
@@ -29,18 +29,44 @@ def _try(net, x, keep=True):
     try:
         with torch.no_grad(): return net(x.clone() if keep else x)
     except Exception as e:
-        return f'{type(e).__name__}: {str(e).strip().splitlines()[0][:100] if str(e).strip() else ""}'
+        return f'{type(e).__name__}: {str(e).strip().splitlines()[0][:140] if str(e).strip() else ""}'
 
 # %% ../nbs/05a_foreign.ipynb #2b601e62
+def _widen(n):
+    "The finding for a network that wants `n` channels; the remedy ends with what to write."
+    fill = [i % 3 for i in range(n)]
+    return Finding('kind', 'fail', f'pictures have three channels, its first layer wants {n}',
+        'for grey pictures wrap it, so that it sees one channel with the noise that this has: Adapted(net, '
+        'call=lambda net, img: net(img[:, :1]).expand(-1, 3, -1, -1))' if n == 1 else
+        'build it for 3 (a raw mosaic is not a picture here)' + (', or fill them in the way that it was '
+        f'trained with: Adapted(net, call=lambda net, img: net(img[:, {fill}])[:, :3])' if n > 3 else ''))
+
+def _pick(y, x):
+    "The finding for a network that returns something else than a picture, with the entry that is one."
+    parts = dict(y.items() if isinstance(y, dict) else enumerate(y) if isinstance(y, (list,tuple)) else ())
+    shapes = {k: tuple(v.shape) for k,v in parts.items() if isinstance(v, Tensor)}
+    fits = [k for k,s in shapes.items() if s == tuple(x.shape)]
+    remedy = (f'none has the shape of the picture, {tuple(x.shape)}: pick and resize it in Adapted(net, '
+              f'call=…)' if not fits else (f'{len(fits)} have the shape of the picture; which is its last '
+              f'answer, {" or ".join(map(repr, fits))}? ' if len(fits) > 1 else '') +
+              f'pick the picture: Adapted(net, call=lambda net, img: net(img)[{fits[0]!r}])')
+    return Finding('output', 'fail', f'returns a {type(y).__name__}' +
+                   (': '*bool(shapes) + ', '.join(f'[{k!r}] {s}' for k,s in shapes.items())), remedy)
+
+
+# %% ../nbs/05a_foreign.ipynb #5a7a71bd
+def _wants(net):
+    "Channels of the first convolution, None if there is none."
+    return next((m.in_channels for m in net.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
+
 def _check_output(net, x):
-    y = _try(net, x)
+    y, n = _try(net, x), _wants(net)
     if isinstance(y, str):
+        if n not in (None, 3) and f'but got {x.shape[1]} channels' in y: return _widen(n)
         remedy = ('wrap it: Adapted(net, call=lambda net, img: net(img, …)) fills in what else it wants'
                   if 'argument' in y else 'give `shape=` a size that it accepts, or read the error')
         return Finding('output', 'fail', y, remedy)
-    if not isinstance(y, Tensor):
-        return Finding('output', 'fail', f'returns a {type(y).__name__}',
-                       'wrap it: Adapted(net, call=lambda net, img: net(img)[0]) picks the picture')
+    if not isinstance(y, Tensor): return _pick(y, x)
     if not y.isfinite().all():
         return Finding('output', 'fail', 'holds NaN or infinity', 'initialise it, or load its weights')
     if y.shape != x.shape:
@@ -48,6 +74,7 @@ def _check_output(net, x):
                        'restoration keeps the size: build it with scale 1, or wrap it: Adapted(net, '
                        'call=…) can resize')
     return Finding('output', 'ok')
+
 
 # %% ../nbs/05a_foreign.ipynb #d9bb2a46
 def _check_sizes(net, x):
@@ -81,12 +108,12 @@ def _check_batch(net, x):
     if isinstance(a, str) or isinstance(b, str):
         return Finding('one by one', 'fail', a if isinstance(a, str) else b,
                        'in training it cannot handle one picture, or two: take out batch normalisation, '
-                       '`freeze_batchnorm(net)`')
+                       '`freeze_batchnorm(net)` in a trained network')
     d = (a[0]-b[0]).abs().max().item()
     if d > 1e-3*a.abs().max().item():
         return Finding('one by one', 'fail', f'a picture changes by {d:.2g} when its neighbour in the '
-                       f'batch changes', 'batch normalisation? `freeze_batchnorm(net)`, or build it '
-                       'with GroupNorm')
+                       f'batch changes', 'batch normalisation? `freeze_batchnorm(net)` suits a trained '
+                       'network, whose statistics are those of pictures; build a new one with GroupNorm')
     return Finding('one by one', 'ok')
 
 # %% ../nbs/05a_foreign.ipynb #3083b4ef
@@ -175,9 +202,7 @@ def _check_kind(net, x):
     if odd:
         return Finding('kind', 'fail', f'{odd[0]} is {odd[1]}'.replace('torch.', ''),
                        "net.float(); bfloat16 in training is FitConfig(amp='bf16')")
-    if x.shape[1] != 3:
-        return Finding('kind', 'fail', f'{x.shape[1]} channels', 'pictures have three: wrap it: Adapted(net, '
-                       'call=lambda net, img: net(img.mean(1, True)).expand(-1, 3, -1, -1)) is grey')
+    if x.shape[1] != 3: return _widen(_wants(net) if isinstance(_try(net, x), str) else x.shape[1])
     return Finding('kind', 'ok')
 
 # %% ../nbs/05a_foreign.ipynb #b411ea36
@@ -245,6 +270,7 @@ class Adapted(nn.Module):
         x = pad_to(img.clone(), self.multiple, self.mode)
         if self.square: x = pad_to(x, max(x.shape[-2:]), self.mode)
         y = self.call(self.net, x) if self.call else self.net(x)
+        check_picture(self.net, y)
         if y.shape[-2:] != x.shape[-2:]:
             raise ValueError(f'{type(self.net).__name__} made {tuple(y.shape[-2:])} of '
                              f'{tuple(x.shape[-2:])}: a restorer keeps the size, so bring the answer '
