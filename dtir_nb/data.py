@@ -607,7 +607,7 @@ class Stream:
     "Batches by number. Built by `stream`; calling it twice with the same step gives the same batch twice."
     def __init__(self, source, batch, seed, clean, mix, clump, ahead):
         self.source, self.batch, self.seed, self.clean, self.mix = source, batch, seed, clean, mix
-        self.clump, self.in_turn = clump, _in_turn(source) or _in_turn(clean); self.soon = Soon(self.make, ahead)
+        self.clump, self.in_turn = clump, any(map(_in_turn, (source, clean))); self.soon = Soon(self.make, ahead)
     def __call__(self,
         step:int,   # number of the optimiser step, from 0
         shard=0,    # which part of the batch: the rank
