@@ -231,11 +231,26 @@ def find_sites(
                          f'schedule, sites=[…])')
     return [SiteInfo(n, k, c, d, i/max(len(keep)-1,1), b, why) for i,(n,k,c,d,b,_) in enumerate(keep)]
 
+# %% ../nbs/05_conditioning.ipynb #92ce5ae7
+def _cost(sites, net, e):
+    "What a clock adds: e(64+1) + e(e+1) for the embedding, 2C(e+1) at a site; and how to have fewer."
+    n = e*65 + e*(e+1) + sum(2*s.channels*(e+1) for s in sites)
+    own = sum(p.numel() for p in net.parameters()) if net is not None else 0
+    norms = sorted({s.kind for s in sites if 'Norm' in s.kind or 'Affine' in s.kind})
+    fewer = (f'; a norm undoes part of what is done in front of it, so behind the norms is the place to keep: '
+             f'find_sites(net, match=lambda name, kind: kind in {norms})' if norms else '')
+    return (f'Sites: {len(sites)}. They and the clock add {n:,} parameters'
+            + (f', {100*n/own:.1f} % of the {own:,} of the network' if own else '')
+            + f'. Fewer: `Clocked(net, schedule, sites=[…])` with names from the table{fewer}.')
+
+
 # %% ../nbs/05_conditioning.ipynb #3758b826
 def site_table(
-    sites,  # from `find_sites`
+    sites,          # from `find_sites`
+    net=None,       # the network, for what they cost in percent of its parameters
+    emb_dim:int=32, # width of the time embedding, as in `Clocked`
 )->str:
-    "The sites as a Markdown table, runs of equal ones in one row."
+    "The sites as a Markdown table, runs of equal ones in one row; below it what `FiLM` at them costs."
     out, i = ['| place | kind | channels | why |', '|---|---|---|---|'], 0
     while i < len(sites):
         j = i
@@ -243,7 +258,7 @@ def site_table(
         out.append(f'| `{sites[i].name}`' + (f' … `{sites[j].name}` ({j-i+1})' if j>i else '')
                    + f' | {sites[i].kind} | {sites[i].channels} | {sites[i].why} |')
         i = j+1
-    return '\n'.join(out)
+    return '\n'.join(out) + '\n\n' + _cost(sites, net, emb_dim)
 
 # %% ../nbs/05_conditioning.ipynb #8ed9067c
 class Clocked(nn.Module):
