@@ -59,8 +59,8 @@ def check_fit(c):
         if isinstance(v, bool) or not isinstance(v, numbers.Integral):
             raise ValueError(f'FitConfig({name}={v!r}): {name} has to be a whole number, 1000 and not 1e3')
         object.__setattr__(c, name, int(v))    # of NumPy's kind JSON knows nothing
-    names = {True: 'bf16', torch.bfloat16: 'bf16', torch.float16: 'fp16'}
-    object.__setattr__(c, 'amp', names.get(c.amp, c.amp))
+    if c.amp is True or c.amp is torch.bfloat16: object.__setattr__(c, 'amp', 'bf16')
+    if c.amp is torch.float16: object.__setattr__(c, 'amp', 'fp16')
     for ok,name,why in ((c.steps>=0,'steps','at least 0'), (0<c.lr<math.inf,'lr','positive and finite'),
                         (0<=c.lr_min<=c.lr,'lr_min','in 0..lr'),
                         (0<=c.warmup<=c.steps,'warmup','in 0..steps'), (0<=c.ema<1,'ema','in [0,1)'),
@@ -315,9 +315,9 @@ def check_groups(groups, ps, cfg):
         warnings.warn(f'groups leave out {len(trained-given)} of {len(ps)} trained parameters: they stay as '
                       f'they are', stacklevel=4)
 
-def with_groups(what, groups):
+def with_groups(what, groups, opt):
     "What a run depends on, with its parameter groups: how many tensors each has, and all but the tensors."
-    gs = [dict(g, params=len(list(g['params']))) for g in groups or ()]
+    gs = [dict(g, params=len(o['params'])) for g,o in zip(groups or (), opt.param_groups)]
     return (what or {}) | ({'groups': gs} if gs else {})
 
 # %% ../nbs/08_training.ipynb #7dabbb64
@@ -477,7 +477,7 @@ def fit(
     team = reduce or Team(); net, avg, ps = prepare(net, team, cfg, groups); mine = [local(p) for p in ps]
     gradient = sliced_gradient if team.split else team_gradient; moves = moving(avg), moving(net)
     fast = torch.compile(net) if cfg.compile else net; opt = adam(mine, cfg, groups)
-    hold, back = holder(moves[1][1]); what = with_groups(what, groups)
+    hold, back = holder(moves[1][1]); what = with_groups(what, groups, opt)
     with RunDir(run, team, cfg, everything(net, avg, opt, mine), stream, what, after) as r:
         for k in r.steps():
             set_lr(opt, lr_at(k, cfg)); hold()
