@@ -21,9 +21,10 @@ from safetensors.torch import save as st_save, load as st_load
 from safetensors import SafetensorError
 try: import fcntl
 except ImportError: fcntl = None   # no such locks on Windows
+from .core import Portable
 
 # %% ../nbs/07_checkpoints.ipynb #b51ac33f
-class CheckpointError(ValueError):
+class CheckpointError(Portable, ValueError):
     "A checkpoint that cannot be written or used: which file, why (a short `code`), and what to do about it."
     def __init__(self, path, code, why):
         super().__init__(f'{code}: {os.fspath(path)!a}: {why}')

@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from PIL import Image
-from .core import Batch, FORMATS, ImageError, check_images, load_image, rng, to_uint8
+from .core import Batch, FORMATS, ImageError, Portable, check_images, load_image, rng, to_uint8
 from .degradations import degrade
 from .inspection import first_look, unchanged
 
@@ -224,7 +224,7 @@ def _too_small(h, w, patch, name):
         return ImageError(name, 'E_TOO_SMALL', f'{name} is {w}×{h} pixels, less than half of patch={patch}: take '
                           f'patch ≤ {2*(min(h, w)-1)}, or leave the picture out')
 
-class BadFiles(ValueError):
+class BadFiles(Portable, ValueError):
     "Files that cannot be used; `.errors` is a list of `ImageError`s."
     def __init__(self, errors):
         self.errors = list(errors)

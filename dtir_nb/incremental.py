@@ -16,7 +16,7 @@ from .schedule import _same
 from .data import Mixture
 from .conditioning import evaluating
 from .metrics import psnr
-from .training import FitConfig
+from .training import FitConfig, OtherRun
 from .matching import Match, _pairs
 from .pretraining import as_clean
 from .finetuning import FinetuneConfig, as_pairs, finetune, hold
@@ -128,10 +128,10 @@ def _mixture(sources, weights, tasks):
 def _tune(stages, *args, **kw):
     "One of the stages: `finetune`, and what its error about the number of steps means where stages share them."
     try: return finetune(*args, **kw)
-    except ValueError as e:
-        if 'steps was' not in str(e): raise
-        raise ValueError(f'{e}. In a run of stages cfg.steps is shared: for {len(stages)} of them '
-                         f'give {len(stages)} times what a stage had') from None
+    except OtherRun as e:
+        if not e.longer: raise
+        raise OtherRun(e.run, e.odd, f'in a run of stages cfg.steps is shared, so for {len(stages)} of them '
+                       f'give {len(stages)} times what a stage had') from None
 
 # %% ../nbs/16_incremental.ipynb #adfbf58e
 def train_incremental(

@@ -6,8 +6,9 @@
 __all__ = ['FitConfig', 'check_fit', 'lr_at', 'ema_decay', 'moving', 'ema_update', 'holder', 'differentiate', 'gradient_of',
            'set_gradients', 'LossScale', 'keyed', 'shard_gradient', 'team_gradient', 'sliced_gradient', 'NonFinite',
            'Preempted', 'exit_code', 'append_line', 'read_log', 'keep', 'check_groups', 'with_groups', 'adam', 'set_lr',
-           'everything', 'named', 'facts', 'identity', 'differing', 'upgraded', 'resume', 'trainable', 'prepare', 'fit',
-           'check_scores', 'RunDir', 'every', 'scored', 'pictures', 'pace', 'tensorboard', 'Recompute']
+           'everything', 'named', 'facts', 'identity', 'differing', 'upgraded', 'OtherRun', 'resume', 'trainable',
+           'prepare', 'fit', 'check_scores', 'RunDir', 'every', 'scored', 'pictures', 'pace', 'tensorboard',
+           'Recompute']
 
 # %% ../nbs/08_training.ipynb #73fa4fcd
 import contextlib, copy, errno, json, math, numbers, os, time, warnings
@@ -18,7 +19,7 @@ import torch, torch.utils.checkpoint
 from fastcore.basics import patch
 from torch import nn, Tensor
 from tqdm.auto import tqdm
-from .core import rng, ImageError, save_image
+from .core import rng, ImageError, Portable, save_image
 from .data import BadFiles
 from .checkpoints import (_FULL, CheckpointError, Locked, Writer, run_lock, load_checkpoint,
                                  replace_file, save_checkpoint, check_tensors, copy_tensors)
@@ -34,7 +35,9 @@ class FitConfig:
     lr:float=5e-5         # peak learning rate
     lr_min:float=1e-7     # where the cosine ends
     warmup:int=0          # steps of linear warm-up before the cosine
+    lr_schedule:object=None # instead of warm-up and cosine: a function (k, cfg) -> rate of step k, see `lr_at`
     betas:tuple=(.9,.99)  # Adam's memories of the gradient and of its square
+    weight_decay:float=0. # AdamW's: each step also shrinks a weight by this times the learning rate
     clip:float=1.         # largest gradient norm (L2 over all parameters), 0 = no clipping
     ema:float=.999        # decay of the averaged weights, 0 = no average
     seed:int=0            # seeds the noise, the time steps, and what dropout drops
@@ -68,6 +71,8 @@ def check_fit(c):
         (c.log_every>=1,'log_every','at least 1'), (c.save_every>=1,'save_every','at least 1'),
         (c.keep>=2,'keep','at least 2'),
         (all(0<=b<1 for b in c.betas),'betas','in [0,1)'),
+        (0<=c.weight_decay<math.inf,'weight_decay','0 or positive, and finite'),
+        (c.lr_schedule is None or callable(c.lr_schedule),'lr_schedule','a function (k, cfg) -> rate, or None'),
         (c.amp in (False,'bf16','fp16'),'amp',"False, 'bf16' or 'fp16'"),
         (c.full_disk in ('stop','go_on'),'full_disk',"'stop' or 'go_on'")):
         if not ok: raise ValueError(f'FitConfig({name}={getattr(c,name)!r}): {name} has to be {why}')
@@ -75,9 +80,14 @@ def check_fit(c):
 # %% ../nbs/08_training.ipynb #c97dc0fd
 def lr_at(
     k:int,          # step, 0..cfg.steps-1
-    cfg:FitConfig,  # its `lr`, `lr_min`, `warmup` and `steps` count
+    cfg:FitConfig,  # its `lr`, `lr_min`, `warmup` and `steps` count, or its `lr_schedule`
 )->float:           # the learning rate of step k
-    "Linear warm-up to `lr`, then half a cosine down to `lr_min` (Loshchilov & Hutter 2017, eq. 5)."
+    "Linear warm-up to `lr`, then half a cosine down to `lr_min` (Loshchilov & Hutter 2017, eq. 5); or what `lr_schedule` says."
+    if cfg.lr_schedule:
+        lr = float(cfg.lr_schedule(k, cfg))
+        if not 0 <= lr < math.inf:
+            raise ValueError(f'cfg.lr_schedule gave {lr} for step {k}: a learning rate is 0 or positive, and finite')
+        return lr
     if k < cfg.warmup: return cfg.lr*(k+1)/cfg.warmup
     u = (k-cfg.warmup)/max(1, cfg.steps-1-cfg.warmup)
     return cfg.lr_min + (cfg.lr-cfg.lr_min)*(1+math.cos(math.pi*min(u,1)))/2
@@ -243,7 +253,7 @@ def sliced_gradient(net, ps, stream, step, k, team, cfg, stop, scale=1.):
     return gs, dict(zip(log, values)), bool(stopped), bad
 
 # %% ../nbs/08_training.ipynb #cea9e46e
-class NonFinite(FloatingPointError):
+class NonFinite(Portable, FloatingPointError):
     "A gradient or loss that is NaN or infinite; `.step` says where. Weights and buffers are those from before that step."
     def __init__(self, step, log, skipped):
         super().__init__(f'step {step}: loss {log.get("loss")}, gradient norm {log["norm"]}, after {skipped} '
@@ -251,7 +261,7 @@ class NonFinite(FloatingPointError):
                          f'Look at stream({step}); then lower lr, clip harder, or allow FitConfig(skip=…)')
         self.step, self.log = step, log
 
-class Preempted(Exception):
+class Preempted(Portable, Exception):
     "A signal asked the run to stop; it did, after saving. Start it again and it goes on."
     def __init__(self, step, run):
         super().__init__(f'stopped after {step} steps and saved in {os.fspath(run)!a}; start again to go on')
@@ -322,10 +332,11 @@ def with_groups(what, groups, opt):
 
 # %% ../nbs/08_training.ipynb #7dabbb64
 def adam(ps, cfg, groups=None):
-    "Adam over `ps`, or over `groups` of them; a group's `scale` multiplies its learning rate."
+    "Adam over `ps`, or over `groups` of them: a group's `scale` multiplies its learning rate, its `weight_decay` stands in for that of `cfg` (AdamW, Loshchilov & Hutter 2019)."
     # PyTorch writes into the dicts that it gets: yours stay as they are
     groups = [{**g, 'params': list(g['params'])} for g in groups or ()]; check_groups(groups, ps, cfg)
-    opt = torch.optim.Adam(groups or ps, lr=cfg.lr, betas=cfg.betas, fused=True)
+    opt = torch.optim.AdamW(groups or ps, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay,
+                            fused=True)
     for p in (p for g in opt.param_groups for p in g['params']):
         opt.state[p] = dict(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p),
                             exp_avg_sq=torch.zeros_like(p))
@@ -372,10 +383,12 @@ def facts(
 # %% ../nbs/08_training.ipynb #26f5116f
 # may change between two parts of a run
 _FREE = ('skip', 'save_every', 'keep', 'background', 'log_every', 'progress', 'full_disk')
+_LATER = ('weight_decay', 'lr_schedule')
 
 def identity(cfg, team, what=None)->dict:
-    "What two parts of one run have to agree on; JSON."
-    return ({k: list(v) if isinstance(v, tuple) else v for k,v in asdict(cfg).items() if k not in _FREE}
+    "What two parts of one run have to agree on; JSON. Settings of `_LATER` are named where they are used: older runs had none."
+    said = {k: v for k,v in asdict(cfg).items() if k not in _FREE and (v or k not in _LATER)}
+    return ({k: named(v) if k in _LATER else list(v) if isinstance(v, tuple) else v for k,v in said.items()}
             | dict(shards=team.shards, exact=team.exact) | (dict(what=named(what)) if what else {}))
 
 def differing(
@@ -394,11 +407,20 @@ def upgraded(c)->dict:
             'who': {**c.state['who'], 'amp': 'bf16' if c.state['who'].get('amp') else False}}
 
 # %% ../nbs/08_training.ipynb #f5b85f35
-def _longer(odd):
-    "What to do if all that differs is the number of steps: the schedule of the rate is another one."
-    return ('; to train longer, begin another run from the weights of this one, '
-            'load_checkpoint(run).tensors["ema"]'
-            if len(odd) == 1 and odd[0].startswith('steps was') else '')
+class OtherRun(Portable, ValueError):
+    "A run directory holds a run with another configuration; `.odd` lists the differences. Nothing was changed."
+    def __init__(self,
+        run,        # directory of the run
+        odd:list,   # from `differing`
+        hint=None,  # what to do where the number of steps is all that differs
+    ):
+        # the schedule of the rate would be another one
+        hint = hint or 'to train longer, begin another run from the weights of this one, load_checkpoint(run).tensors["ema"]'
+        self.run, self.odd, self.longer = run, odd, len(odd) == 1 and odd[0].startswith('steps was')
+        super().__init__(f'{os.fspath(run)!a} belongs to a run with another configuration: {"; ".join(odd)}. '
+                         f'Nothing was changed: use the old one, or another run directory'
+                         + (f'; {hint}' if self.longer else ''))
+
 
 # %% ../nbs/08_training.ipynb #83cb7ee0
 def resume(
@@ -414,9 +436,7 @@ def resume(
     if odd:
         raise CheckpointError(c.path, 'E_KEYS', f'not a checkpoint of `fit`; missing or unknown: '
                               f'{", ".join(odd)}')
-    if odd := differing(state['who'], who):
-        raise ValueError(f'{os.fspath(run)!a} belongs to a run with another configuration: {"; ".join(odd)}. '
-                         f'Nothing was changed: use the old one, or another run directory{_longer(odd)}')
+    if odd := differing(state['who'], who): raise OtherRun(run, odd)
     # look at all groups before touching one
     for k,t in parts.items(): check_tensors(t, c.tensors[k], c.path/f'{k}.safetensors')
     for k,t in parts.items():
