@@ -12,13 +12,12 @@ __all__ = ['TASKS_A', 'COMPANION', 'PUBLIC', 'REGIMES', 'NUISANCE', 'STRONGER', 
            'estimate', 'start_of', 'next_one', 'work', 'main', 'check_leaks', 'paces']
 
 # %% ../../nbs/experiments/protocol.ipynb #8499b7f5
-import argparse, copy, json, os, time
+import argparse, copy, json, os, statistics, time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
 import torch
 from ..core import load_image, rng
 from ..leaks import leaks
@@ -448,12 +447,14 @@ def estimate(js, default=GUESS):
     done = [(k, json.loads(p.read_text())['seconds']) for _,p,k in js if p.exists()]
     n = lambda k: steps_of_share(Size(**k['size']), k['row']['tune'], len(k['tasks'])>1)
     # a run that was cut says how long its last piece took
-    rate = {s: median(t/n(k) for k,t in done if k['setting']==s) for s in {k['setting'] for k,_ in done}}
+    rate = {s: statistics.median(t/n(k) for k,t in done if k['setting']==s)
+            for s in {k['setting'] for k,_ in done}}
     return [(p, n(k)*rate.get(k['setting'], default)) for _,p,k in js if not p.exists()]
 
 def _one(path, kw):
     t = time.time(); once(path, cell, **kw); return path, time.time()-t
 
+# %% ../../nbs/experiments/protocol.ipynb #80a7f63d
 def _pre(size, net, steps, seed): quiet_machine(); pretrained(size, net, steps, seed)
 
 def start_of(kw):
@@ -553,5 +554,5 @@ def paces(size, choice, task='rainy', rounds=9, steps=12):
     out = {k: [] for k in kinds}
     for _ in range(rounds):
         for k,f in kinds.items():
-            f(keep(h := [])); out[k].append(round(median(r['seconds'] for r in h[2:]), 5))
+            f(keep(h := [])); out[k].append(round(statistics.median(r['seconds'] for r in h[2:]), 5))
     return out
