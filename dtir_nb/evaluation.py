@@ -371,16 +371,20 @@ def matrix_markdown(
                         for n,r in zip(m.rows, m.values))])
 
 # %% ../nbs/18_evaluation.ipynb #35e53f51
+def _shades(column):
+    "The values of a column between its worst, 0, and its best, 1; 'identical' is as dark as the best."
+    known = [x for x in column if math.isfinite(x)]
+    low, high = min(known, default=0.), max(known, default=0.)
+    return [1. if x >= high else (x-low)/(high-low or 1.) for x in column]
+
 def show_matrix(
     m:Matrix,  # from `generalisation_matrix`
 ):             # a matplotlib figure
-    "The matrix as a map, numbers in the fields."
+    "The matrix as a map, numbers in the fields; each column has its own colours, from its worst to its best."
     import matplotlib.pyplot as plt
-    # identical: as dark as the best
-    v = torch.tensor([[_worth(x, m.metric) for x in r] for r in m.values])
-    v[v.isinf()] = v[v.isfinite()].amax() if v.isfinite().any() else 0.
+    v = torch.tensor([_shades([_worth(x, m.metric) for x in c]) for c in zip(*m.values)]).T
     fig,ax = plt.subplots(figsize=(1.6+.8*len(m.columns), .9+.4*len(m.rows)), dpi=80)
-    ax.imshow(v, cmap='Greens', aspect='auto', alpha=.7)
+    ax.imshow(v, cmap='Greens', aspect='auto', alpha=.7, vmin=-.2, vmax=1)
     for i,r in enumerate(m.values):
         for j,x in enumerate(r): ax.text(j, i, _shown(x, m.metric), ha='center', va='center', fontsize=9)
     ax.set_xticks(range(len(m.columns)), m.columns)
