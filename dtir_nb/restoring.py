@@ -9,7 +9,7 @@ __all__ = ['BACKBONES', 'tiled', 'reach', 'Pooled', 'pooling', 'settled', 'Estim
            'summary', 'clean_summary', 'clean_score']
 
 # %% ../nbs/17_restoring.ipynb #18283962
-import importlib.util, operator, os, shutil, sys, threading
+import importlib.util, json, operator, os, reprlib, shutil, sys, threading
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import connection, get_context
@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from PIL import Image
 from .core import FORMATS, ImageError, check_images, check_steps, save_image, whole, _format
 from .data import stream
-from .schedule import cosine_schedule, linear_schedule
-from .backbones import NAFNet
+from .schedule import Schedule, cosine_schedule, linear_schedule
+from .backbones import NAFNet, pad_to
 from .unet import UNet
 from .xrestormer import XRestormer
-from .conditioning import Clocked, Timeless, add_sites, evaluating, find_sites
-from .checkpoints import load_net, read_net, save_net
+from .conditioning import (Clocked, Timeless, add_sites, edm, evaluating, faded, find_sites, natural,
+                                  seeded)
+from .checkpoints import copy_tensors, load_net, read_net, save_net
 from .training import FitConfig, fit
 from .matching import Match
 from .moe import MoE
@@ -226,6 +227,13 @@ def train_estimator(
 # %% ../nbs/17_restoring.ipynb #4c1bc0bc
 def _parameters(net): return net.parameters() if isinstance(net, nn.Module) else ()
 
+def _wide(run, img):
+    "run(img); a picture that is thinner than the padding of a network of somebody's own is mirrored first."
+    try: return run(img)
+    except RuntimeError as e:
+        if 'padd' not in str(e).lower() or min(img.shape[-2:]) >= 64: raise
+    return run(pad_to(img, 64))[...,:img.shape[-2],:img.shape[-1]]
+
 def _each(t, n):
     "The step of each of n pictures."
     if not (isinstance(t, Tensor) and t.ndim): return [t]*n
@@ -334,9 +342,9 @@ def run_restorer(
     big = R.tile and max(img.shape[-2:]) > R.tile
     pools = R.settle != 0 and isinstance(R.net, nn.Module) and _pools(R.net)
     def once(v):
-        if not big: return f(v)
-        return settled(R.net, f, v, R.tile, R.overlap, R.settle, progress) if pools else tiled(f, v, R.tile,
-            R.overlap, progress)
+        if not big: return _wide(f, v)
+        way = partial(settled, R.net, passes=R.settle) if pools else tiled
+        return _wide(lambda v: way(f, img=v, tile=R.tile, overlap=R.overlap, progress=progress), v)
     with evaluating(R.net): out = (_eightfold(once, img[None]) if R.ensemble else once(img[None]))[0]
     return out.clamp_(0,1) if big else out.clamp(0,1)  # what was put together from tiles is nobody else's
 
@@ -363,55 +371,154 @@ def _backbone(name):
         sys.modules[s.name] = m; s.loader.exec_module(m)
     if name not in BACKBONES:
         raise ValueError(f"backbone is {name!r}: known are {', '.join(BACKBONES)}. To make one of yours known: "
-                         f"BACKBONES['MyNet'] = MyNet; at the command line DTIR_IMPORT names the file that "
-                         f"says so")
+                         f"dtir_nb.restoring.BACKBONES['MyNet'] = MyNet (after import dtir_nb.restoring); at "
+                         f"the command line DTIR_IMPORT names the file that says so")
     return BACKBONES[name]
 
 
 # %% ../nbs/17_restoring.ipynb #582affe1
+_SCHEDULES, _SCALES = dict(cosine=cosine_schedule, linear=linear_schedule), {True: faded, False: natural, 'edm': edm}
+_KEYS, _OF = ('backbone', 'args', 'T', 'schedule', 'scale', 'emb_dim', 'sites', 'experts'), ('n', 'k', 'rank')
+
+def _heard(spec):
+    "What is read of a description in a file; older ones may say more, which was passed over then, too."
+    few = lambda d, keys: {k: v for k,v in d.items() if k in keys}
+    return few(spec, _KEYS) | (dict(experts=few(spec['experts'], _OF)) if spec.get('experts') else {})
+
+def _known(d, keys, name='spec'):
+    "Refuse a key that nobody reads."
+    if odd := [k for k in d if k not in keys]:
+        raise ValueError(f'{name} has a key {odd[0]!r}, which says nothing: known are {", ".join(keys)}')
+    return d
+
+def _chosen(spec, key, known, default):
+    "One of a few things, by its name."
+    v = spec.get(key, default)
+    if v not in known: raise ValueError(f'spec says {key}={v!r}: known are {", ".join(map(repr, known))}')
+    return known[v]
+
+def _schedule(spec):
+    "The schedule of a description, which may hold the levels themselves."
+    v = spec.get('schedule', 'cosine')
+    if not isinstance(v, list): return _chosen(spec, 'schedule', _SCHEDULES, 'cosine')(spec['T'])
+    if len(v) != spec['T']+1: raise ValueError(f"spec has {len(v)} levels for T={spec['T']}: they are T+1")
+    return Schedule(torch.tensor(v, dtype=torch.float64))
+
+
+# %% ../nbs/17_restoring.ipynb #68a34ceb
 def build_net(
-    spec:dict,   # backbone, its arguments, T, schedule, sites if they were chosen, experts (n, k) if there are any
+    spec:dict,   # backbone, its args; T, schedule ('cosine', 'linear' or T+1 levels), scale (True, False or 'edm'), emb_dim and sites as `Clocked` has them; experts (n, k, rank) if there are any
 ):
     "The network that a description describes, with fresh weights."
-    net = _backbone(spec.get('backbone'))(**spec.get('args', {}))
+    net = _backbone(_known(spec, _KEYS).get('backbone'))(**spec.get('args', {}))
     if not spec.get('T'): return Timeless(net)
-    steps = dict(cosine=cosine_schedule, linear=linear_schedule)[spec.get('schedule','cosine')](spec['T'])
     # a small trial run: the start is quick
-    net = Clocked(net, steps, sites=spec.get('sites') or find_sites(net, size=16),
-                  scale=spec.get('scale', True))
+    net = Clocked(net, _schedule(spec), sites=spec.get('sites') or find_sites(net, size=16),
+                  scale=_chosen(spec, 'scale', _SCALES, True), emb_dim=spec.get('emb_dim', 32))
     e = spec.get('experts')
-    return add_sites(net, partial(MoE, n=e['n'], k=e['k'])) if e else net
+    return add_sites(net, partial(MoE, **_known(e, _OF, "spec['experts']"))) if e else net
+
 
 # %% ../nbs/17_restoring.ipynb #ec3b4fc9
-def _described(net, spec):
-    "The description, with the sites of `net` where they were chosen by hand; a `ValueError` if it is of another network."
-    shapes = lambda net: {k: tuple(v.shape) for k,v in net.state_dict().items()}
-    have = shapes(net); found = shapes(build_net(spec))
-    if found != have and hasattr(net, 'sites'):
-        spec = spec | dict(sites=[s.name for s in net.sites]); found = shapes(build_net(spec))
-    if found != have:
-        odd = next(k for k in [*have, *found] if have.get(k) != found.get(k))
+def _traits(net):
+    "What a network shows of itself, as a description says it."
+    if not isinstance(net, (Clocked, Timeless)):
+        raise ValueError(f'net is a {type(net).__name__}: give it a clock, Clocked(net, schedule), or say that '
+                         f'it has none, Timeless(net)')
+    if isinstance(net, Timeless): return dict(T=None)
+    levels = net.schedule.levels.double().cpu()
+    name = next((k for k,f in _SCHEDULES.items() if torch.allclose(f(net.T).levels, levels, 1e-9, 0)), None)
+    if net.scales not in _SCALES.values():
+        raise ValueError(f'net scales the picture by a function of your own, and a description knows '
+                         f'{", ".join(map(repr, _SCALES))}: keep the weights with save_net, and build the '
+                         f'network yourself for load_net')
+    kinds = {m: (m.n, m.k, m.rank) for s in net.sites for m in net.site(s).mods if isinstance(m, MoE)}.values()
+    if len({*kinds}) > 1:
+        raise ValueError(f'net has experts of several kinds, (n, k, rank) {sorted({*kinds})[:3]}: a '
+                         f'description knows one')
+    return dict(T=net.T, schedule=name or levels.tolist(),
+                scale=next(k for k,f in _SCALES.items() if f is net.scales), emb_dim=net.emb_dim,
+                sites=[s.name for s in sorted(net.sites, key=lambda s: s.depth)],
+                experts=next((dict(n=n, k=k, rank=r) for n,k,r in kinds), None))
+
+
+# %% ../nbs/17_restoring.ipynb #0e2f6d34
+def _plain(spec):
+    "A description as a file holds it."
+    try: return json.loads(json.dumps(_known(spec, _KEYS)))
+    except TypeError as e:
+        raise ValueError(f"spec holds something else than numbers, names, lists and dicts ({e}): let a function "
+                         f"make it from such, dtir_nb.restoring.BACKBONES['MyNet'] = lambda **k: "
+                         f"MyNet(Config(**k))") from None
+
+def _silent(spec, net):
+    "What `build_net` takes where a description is silent. Refuses a backbone of another class."
+    with seeded(0): bare = _backbone(spec.get('backbone'))(**spec.get('args', {}))
+    (made, held), name = (type(m).__name__ for m in (bare, net.net)), spec.get('backbone')
+    if made != held:
+        wrap = f'Adapted({name}(**k), …)' if held == 'Adapted' else f'{held}(**k)'
+        raise ValueError(f'spec describes another network than net: backbone {name!r} makes a {made}, net holds '
+                         f'a {held}: dtir_nb.restoring.BACKBONES[{name!r}] = lambda **k: {wrap}')
+    said = dict(T=None, schedule='cosine', scale=True, emb_dim=32, experts=None)
+    try: return said | dict(sites=[s.name for s in find_sites(bare, size=16)])
+    except Exception: return said                       # it takes no such pictures: sites have to be named
+
+
+# %% ../nbs/17_restoring.ipynb #1689f845
+def _fill(twin, net, t):
+    "Give `twin` the weights of `net`, and refuse it if it answers otherwise."
+    have, found = ({k: tuple(v.shape) for k,v in m.state_dict().items()} for m in (net, twin))
+    if odd := next((k for k in [*have, *found] if have.get(k) != found.get(k)), None):
         raise ValueError(f'spec describes another network than net: {odd} is {found.get(odd, "missing")} there, '
                          f'{have.get(odd, "missing")} here')
+    copy_tensors(twin.state_dict(), {k: v.cpu() for k,v in net.state_dict().items()}, 'net')
+    p = next(net.parameters(), torch.zeros(()))
+    x = torch.rand(1,3,64,64, generator=torch.Generator().manual_seed(0)).to(p)
+    def answer(m):
+        with seeded(0), torch.no_grad(), evaluating(m): return m(x, t)
+    a, b = answer(net), answer(twin.to(p.device))
+    if not (gap := (a-b).abs().max().item()) <= 1e-4*a.abs().max().item():
+        raise ValueError(f'spec describes another network than net: with the same weights its answer differs '
+                         f'by {gap:.2g}; do args and the backbone say all that net was built with?')
+
+
+# %% ../nbs/17_restoring.ipynb #965ae637
+def _described(net, spec, t=1):
+    "The description, completed where it is silent; a `ValueError` if it is of another network."
+    has, spec = _traits(net), {k: v for k,v in _plain(spec).items() if k != 'sites' or v}
+    if spec.get('experts') and (e := has.get('experts')):           # a rank of 6 needs no word
+        spec['experts'] = {k: v for k,v in e.items() if (k, v) != ('rank', 6)} | spec['experts']
+    silent = _silent(spec, net); spec = {k: v for k,v in has.items() if v != silent.get(k)} | spec
+    with seeded(0): twin = build_net(spec)
+    is_ = _traits(twin)
+    if odd := next((k for k in has if is_.get(k) != has[k]), None):
+        raise ValueError(f'spec describes another network than net: it says {odd}='
+                         f'{reprlib.repr(spec.get(odd))}, net has {reprlib.repr(has[odd])}; leave {odd} out, '
+                         f'and it is read off net')
+    _fill(twin, net, t)
     return spec
 
 
 # %% ../nbs/17_restoring.ipynb #a7208881
 def save_restorer(
     folder,          # where to
-    net,             # as `build_net(spec)` builds it, the sites perhaps chosen by hand
-    spec:dict,       # its description
+    net,             # a `Clocked` or `Timeless` network
+    spec:dict,       # its description for `build_net`: the backbone's name and args; the rest is read off `net`, or compared
     t:dict,          # task -> step
     estimator=None,  # goes along
     **more,          # further settings of `Restorer` that belong to these weights, e.g. leave=.3
 ):
-    "Write what `Restorer.from_run` needs: weights, description, steps, estimator."
-    spec, folder = _described(net, spec), Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    "Write what `Restorer.from_run` needs: weights, description, steps, estimator. What it builds is the same function, or it is an error here."
+    t, T = _steps(t), getattr(net, 'T', 1000)
+    for k,v in (t if isinstance(t, dict) else {} if t is None else {None: t}).items():
+        check_steps(v, T, 't' if k is None else f't[{k!r}]')
+    spec, folder = _described(net, spec, min(T, 3)), Path(folder); folder.mkdir(parents=True, exist_ok=True)
     save_net(net, folder/'net.safetensors', dict(spec=spec, t=t, **({'settings': more} if more else {})))
     # a list: JSON would sort the tasks
     if estimator is not None:
         save_net(estimator, folder/'estimator.safetensors',
                  dict(t=[[k,v] for k,v in estimator.t.items()], width=estimator.body[0][0].out_channels))
+
 
 # %% ../nbs/17_restoring.ipynb #3e06070c
 def load_restorer(
@@ -428,7 +535,7 @@ def load_restorer(
            if est.exists() else None)
     saved = config.get('settings', {})
     if 'leave' in saved: saved['leave'] = min(saved['leave'], 1.)  # more meant the same, and was written once
-    return Restorer(load_net(file, lambda c: build_net(c['spec'])).eval(),
+    return Restorer(load_net(file, lambda c: build_net(_heard(c['spec']))).eval(),
                     **(dict(t=config['t'], estimator=who) | saved | kw))
 
 # %% ../nbs/17_restoring.ipynb #508c879b
