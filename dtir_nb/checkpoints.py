@@ -480,13 +480,20 @@ def check_zip(
     f.seek(0)
 
 # %% ../nbs/07_checkpoints.ipynb #aafdcc07
+def _under(obj, key, path):
+    "What has a name that begins with `key` and a dot, by the rest of its name."
+    names = [*map(str, obj)] if isinstance(obj, dict) else []
+    some = {n[len(key)+1:]: v for n,v in zip(names, obj.values() if names else ()) if n.startswith(f'{key}.')}
+    if not some:
+        there = sorted({n.split('.')[0] for n in names})[:9] if names else type(obj).__name__
+        raise CheckpointError(path, 'E_KEYS', f'no entry {key!r}; there are {there}')
+    return some
+
 def _pick(obj, key, path):
-    for k in key.split('.') if key else ():
-        if not isinstance(obj, dict) or k not in obj:
-            raise CheckpointError(path, 'E_KEYS',
-                                  f'no entry {k!r}; there are '
-                                  f'{sorted(map(str, obj))[:9] if isinstance(obj, dict) else type(obj).__name__}')
-        obj = obj[k]
+    "The tensors at `key`: entries of entries first, and what is left of it is what names begin with."
+    keys = key.split('.') if key else []
+    while keys and isinstance(obj, dict) and keys[0] in obj: obj = obj[keys.pop(0)]
+    if keys: obj = _under(obj, '.'.join(keys), path)
     if not isinstance(obj, dict) or not obj or not all(isinstance(v, Tensor) for v in obj.values()):
         raise CheckpointError(path, 'E_KEYS', f'not a dict of tensors; choose one with key=, there are '
                               f'{sorted(map(str, obj))[:9] if isinstance(obj, dict) else type(obj).__name__}')
@@ -495,13 +502,12 @@ def _pick(obj, key, path):
             raise CheckpointError(path, 'E_NONFINITE', f'{k} holds NaN or infinity: nothing is taken from it')
     return {str(k): v for k,v in obj.items()}
 
+
+# %% ../nbs/07_checkpoints.ipynb #da42da46
 def _below(tensors, key, path):
     "`_pick` for a flat file: `key` is what the names begin with, up to a dot."
-    some = {k[len(key)+1:]: v for k,v in tensors.items() if k.startswith(f'{key}.')} if key else tensors
-    if key and not some:
-        raise CheckpointError(path, 'E_KEYS',
-                              f'no entry {key!r}; there are {sorted({k.split(".")[0] for k in tensors})[:9]}')
-    return _pick(some, '', path)
+    return _pick(_under(tensors, key, path) if key else tensors, '', path)
+
 
 # %% ../nbs/07_checkpoints.ipynb #05bc0918
 def _convert(src, dst, key, max_bytes):
@@ -545,7 +551,7 @@ def _in_child(path, key, max_bytes):
 # %% ../nbs/07_checkpoints.ipynb #f07cd670
 def import_weights(
     path,                # a .pth/.pt of somebody else, or a .safetensors, or a link to one
-    key='',              # where in it the weights are, e.g. 'params_ema' or 'state.model'; what names begin with in a .safetensors
+    key='',              # where in it the weights are, e.g. 'params_ema' or 'state.model', then what their names begin with, e.g. 'state_dict.module'; in a .safetensors only that
     max_bytes=4<<30,     # refuse more
 )->dict:                 # name -> tensor, on the CPU
     "Tensors from a file you do not trust, read in a child process that cannot run its code or exhaust this machine."
