@@ -7,6 +7,7 @@ __all__ = ['Stage', 'plan', 'plot_plan', 'scores', 'History', 'share', 'train_in
            'forgetting_triangle', 'forgetting', 'plot_history']
 
 # %% ../nbs/16_incremental.ipynb #97f4534d
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,10 @@ def plan(
     ts = {k: m.t if isinstance(m, Match) else check_steps(m, 2**31, f'matches[{k!r}]')
           for k,m in matches.items()}
     gain = {k: m.gain if isinstance(m, Match) else 0. for k,m in matches.items()}
+    odd = sorted(k for k,m in matches.items() if isinstance(m, Match) and not m.matched)
+    if odd and len(ts) > 1 and order is None:
+        warnings.warn(f'matches: {", ".join(odd)} match no step, so their place in the order means nothing; '
+                      f'order= sets another', stacklevel=2)
     order = list(order) if order is not None else sorted(ts, key=lambda k: (ts[k], -gain[k], k))
     if sorted(order) != sorted(ts):
         raise ValueError(f'order holds {order}, matches holds {sorted(ts)}: name each task once')
@@ -52,9 +57,9 @@ def plot_plan(
     ax = ax or plt.subplots(figsize=(5, .3*len(stages)+.9), dpi=80)[1]
     for i,s in enumerate(stages):
         ax.barh(i, len(stages)-i, left=i, height=.7)
-        ax.text(len(stages)-.05, i, f'{s.new}, t*={s.t[s.new]}', va='center', ha='right', fontsize=8)
-    ax.set(xlabel='stage', yticks=[], xticks=[k+.5 for k in range(len(stages))],
-           xticklabels=range(1, len(stages)+1), title='Who joins when')
+    ax.set(xlabel='stage', xticks=[k+.5 for k in range(len(stages))], xticklabels=range(1, len(stages)+1),
+           yticks=range(len(stages)), yticklabels=[f'{s.new}, t*={s.t[s.new]}' for s in stages],
+           title='Once a task has joined, it stays')
     ax.invert_yaxis()
     return ax
 

@@ -117,11 +117,23 @@ class Match(NamedTuple):
         "By what share of d(y,x) the best answer is nearer than the degraded picture; negative if it is farther."
         return 1-self.curve.mean(0).min().item()/max(self.at_input, 1e-12)
     @property
+    def at_border(self)->bool:
+        "Is t* the last of several steps tried? Then the curve still falls there, which is no minimum."
+        return self.t == self.curve.shape[1] > 1
+    @property
     def matched(self)->bool:
-        "Is the best answer nearer than both controls?"
-        return self.curve.mean(0).min().item() < min(self.at_input, self.at_mean)
+        "Is the best answer nearer than both controls, and not at the border of the search?"
+        return not self.at_border and self.curve.mean(0).min().item() < min(self.at_input, self.at_mean)
 
 # %% ../nbs/10_matching.ipynb #83608c2c
+def _pair(p):
+    "One of the pairs, as (x, y)."
+    xy = (p.x, p.y) if isinstance(p, Batch) else tuple(p) if hasattr(p, '__iter__') else ()
+    if len(xy) != 2 or not all(isinstance(v, Tensor) for v in xy):
+        raise ValueError(f'pairs holds a {type(p).__name__} that is not (x, y): give two tensors, clean and degraded, '
+                         f"(B,3,H,W) or (3,H,W) each; of files or folders, pass Pairs(lq, gt, 'rainy')")
+    return xy
+
 def _pairs(pairs, net=None):
     "Whatever holds pairs, as a list of (x, y), each (B,3,H,W), on the device of a network."
     no_loader(pairs, 'pairs', PLACES)
@@ -136,7 +148,7 @@ def _pairs(pairs, net=None):
     if any(isinstance(p, Tensor) for p in pairs):
         raise ValueError('pairs holds bare tensors: give (x, y) of (B,3,H,W) each, a `Batch`, or a '
                          'list of either')
-    out = [(p.x, p.y) if isinstance(p, Batch) else tuple(p) for p in pairs]
+    out = [_pair(p) for p in pairs]
     if not out:
         raise ValueError('pairs is empty: matching needs at least one clean picture with its '
                          'degraded version')
