@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'tree_sum', 'Team', 'exact', 'ddp', 'fork_workers', 'in_turn', 'each_shard', 'join', 'split', 'Drift',
-           'digest', 'check_same', 'die_with_parent', 'init_workers', 'roll_call', 'stop_signals']
+           'digest', 'check_same', 'from_first', 'die_with_parent', 'enough_gpus', 'repeatable', 'init_workers',
+           'roll_call', 'stop_signals']
 
 # %% ../nbs/07a_parallel.ipynb #66c79bc0
 import atexit, contextlib, ctypes, hashlib, importlib, os, queue, signal, socket, sys, tempfile, threading
@@ -92,6 +93,9 @@ def fork_workers(
     timeout=30,   # seconds that a collective may take
 )->list:          # what each worker returned
     "Run a function in `n` forked workers on this machine's CPU."
+    if torch.cuda.is_available():
+        raise ValueError('fork_workers where a GPU is in sight: PyTorch computes no gradients in a forked '
+                         'process then. Start Python with CUDA_VISIBLE_DEVICES=""; real runs use torchrun')
     with tempfile.TemporaryDirectory() as d:
         pids = [_fork_one(f, r, n, Path(d), timeout) for r in range(n)]
         rcs = [os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in pids]
@@ -111,7 +115,8 @@ def _fork_one(f, r, n, d, timeout):
     finally: os._exit(rc)
 
 # %% ../nbs/07a_parallel.ipynb #1e8f97a3
-def _part(f, ask, answer):
+def _part(f, ask, answer, gpu):
+    if gpu is not None: torch.cuda.set_device(gpu)   # a new thread starts with the first one
     def reduce(x):
         ask.put(('mean', x)); word = answer.get()
         if word is None: raise SystemExit   # another shard failed
@@ -126,7 +131,8 @@ def in_turn(
 )->list:     # what they returned
     "Run functions that meet at every call of `reduce(x)`, which gives each the mean over all of them."
     asks, answers = [queue.Queue() for _ in fs], [queue.Queue() for _ in fs]
-    parts = [threading.Thread(target=_part, args=a, daemon=True) for a in zip(fs, asks, answers)]
+    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+    parts = [threading.Thread(target=_part, args=(*a, gpu), daemon=True) for a in zip(fs, asks, answers)]
     def word(i):
         kind, value = asks[i].get()
         if kind == 'error': raise value
@@ -206,6 +212,16 @@ def check_same(
         raise Drift(f'workers {who} of {team.world} hold other weights than the rest: bad memory, or a step '
                     f'that depends on its worker. Nothing was saved')
 
+# %% ../nbs/07a_parallel.ipynb #314f846d
+def from_first(
+    value,       # anything that can be pickled; only the first worker's counts
+    team:Team,   # None: alone
+):
+    "What the first worker holds; every worker has to ask at the same time."
+    if team is None or team.world == 1: return value
+    box = [value]; dist.broadcast_object_list(box, src=0)
+    return box[0]
+
 # %% ../nbs/07a_parallel.ipynb #365a4614
 def die_with_parent():
     "Ask Linux to kill this process when its parent dies, so that a killed launcher leaves no orphans."
@@ -227,25 +243,44 @@ def _store(timeout):
     s.bind(('127.0.0.1', port)); s.listen(world+8)
     return dist.TCPStore('127.0.0.1', port, is_master=True, master_listen_fd=s.detach(), **kw)
 
-# %% ../nbs/07a_parallel.ipynb #48817c2c
+# %% ../nbs/07a_parallel.ipynb #ca5c57d5
 def _leave():
     "End gloo's threads while Python still stands. NCCL is left alone: its farewell waits for workers that may be dead."
     if dist.is_initialized() and dist.get_backend() == 'gloo': dist.destroy_process_group()
 
+# %% ../nbs/07a_parallel.ipynb #48817c2c
+def enough_gpus(
+    n:int,   # workers of this machine
+):
+    "Refuse more workers than there are GPUs, if there are any: each takes one of its own."
+    have = torch.cuda.device_count() if torch.cuda.is_available() else n
+    if n > have:
+        raise ValueError(f'{n} workers on a machine with {have} GPU{"s"*(have>1)}, of which each takes one of its '
+                         f'own: take --workers {have} (torchrun: --nproc-per-node {have}), or CUDA_VISIBLE_DEVICES="" '
+                         f'for the CPU')
+
+def repeatable(
+    dev,     # where is computed; nothing is asked of a CPU
+):
+    "Ask CUDA for operations whose last bit repeats (slower); one that has no such form is named in a warning."
+    if torch.device(dev).type != 'cuda': return
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')   # read before the first matrix product
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+# %% ../nbs/07a_parallel.ipynb #3b928dfe
 def init_workers(
     timeout=600,         # seconds after which a silent worker is given up
-    deterministic=False, # ask CUDA for operations whose last bit repeats (slower)
+    deterministic=False, # ask CUDA for operations whose last bit repeats, see `repeatable`
 )->torch.device:         # where this worker computes
     "Join the process group that `torchrun` announced in the environment; without one, do nothing but choose a device."
-    gpu = torch.cuda.is_available()
-    if deterministic:
-        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8'); torch.use_deterministic_algorithms(True)
-    if 'RANK' not in os.environ: return torch.device('cuda' if gpu else 'cpu')
-    die_with_parent()
+    gpu = torch.cuda.is_available(); dev = torch.device('cuda' if gpu else 'cpu')
+    if deterministic: repeatable(dev)
+    if 'RANK' not in os.environ: return dev
+    local = int(os.environ['LOCAL_RANK']) if gpu else 0
+    enough_gpus(max(local+1, int(os.environ.get('LOCAL_WORLD_SIZE', 1)))); die_with_parent()
     # an optimizer imports it; then its defaults take the group that is there, which would outlive `_leave`
     importlib.import_module('torch.distributed.nn.functional')
-    dev = torch.device('cuda', int(os.environ['LOCAL_RANK'])) if gpu else torch.device('cpu')
-    if gpu: torch.cuda.set_device(dev)
+    if gpu: dev = torch.device('cuda', local); torch.cuda.set_device(dev)
     store = _store(timeout)
     where = (dict(store=store, rank=int(os.environ['RANK']), world_size=int(os.environ['WORLD_SIZE']))
              if store else {})

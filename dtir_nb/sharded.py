@@ -70,7 +70,8 @@ def slice_net(
     from torch.distributed.fsdp import fully_shard
     mesh = dist.init_device_mesh('cuda' if dist.get_backend() == 'nccl' else 'cpu', (dist.get_world_size(),))
     for b in blocks(net, size): fully_shard(b, mesh=mesh)
-    return fully_shard(net, mesh=mesh)
+    # else what stands outside the blocks stays whole until a backward pass, which an average never has
+    return fully_shard(net, mesh=mesh, reshard_after_forward=True)
 
 def is_sliced(net)->bool:
     "Do this network's weights lie in slices?"
