@@ -14,6 +14,7 @@ demo: $(STAMP)
 
 test: $(STAMP) check
 	$(BIN)/python -m pytest -q tests -m "not slow and not long"
+	$(BIN)/python -m pytest -q tests/test_gpu.py
 	$(BIN)/python tools/ci_nbtest.py --n_workers 2
 
 # and the promises of a long run that need launchers, several workers and minutes
@@ -26,7 +27,7 @@ test-long: $(STAMP)
 
 # every way to break a run, at least KILLS times; cut off, it goes on; the table is kept in nbs/experiments/results/chaos.json
 chaos: $(STAMP)
-	$(BIN)/python tests/chaos.py --kills $(or $(KILLS),200)
+	CUDA_VISIBLE_DEVICES= $(BIN)/python tests/chaos.py --kills $(or $(KILLS),200)
 
 # ours beside its rivals (the extra `bench`), fewer rounds; fails if a ratio is more than 15 % worse than the stored one. ROWS=quality,matching picks rows
 bench: $(STAMP)

@@ -164,6 +164,10 @@ def test_p6_p20_preparing_batches_ahead_changes_nothing(tmp_path, threads):
                   after=[chaos.at_step(k, lambda: os.kill(os.getpid(), signal.SIGTERM))])
     assert train(tmp_path/'run', shards=1, stream=source()) == plain
 
+def test_forked_workers_see_no_gpu():
+    "Where a GPU is in sight, PyTorch computes no gradients in a forked process; conftest.py hides them."
+    assert os.environ['CUDA_VISIBLE_DEVICES'] == '' and not torch.cuda.is_available()
+
 @slow
 def test_ddp_resumes_exactly_on_the_same_number_of_workers(tmp_path):
     "PyTorch's own wrapper fails this for four workers (it rebuilds its buckets); a plain sum has nothing to rebuild."

@@ -1,4 +1,4 @@
-"What must hold on a GPU as it does on a CPU. Skipped where there is none."
+"What must hold on a GPU as it does on a CPU. Skipped where there is none, and beside other tests, which must not see one: pytest tests/test_gpu.py"
 import contextlib, copy, os, subprocess, sys
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,13 @@ from dtir_nb.matching import match, match_curve
 from dtir_nb.metrics import psnr, ssim
 from dtir_nb.moe import MoE
 from dtir_nb.orthogonality import displaced_agreement, every_digit
+from dtir_nb.parallel import fork_workers
 from dtir_nb.pretraining import gen_loss, pretrain
 from dtir_nb.restoring import pretrained
 from dtir_nb.training import FitConfig, fit
 from dtir_nb import orthogonality
 DEV = os.environ.get('DTIR_TEST_DEVICE', 'cuda')   # 'cpu' tries the tests themselves
-pytestmark = pytest.mark.skipif(DEV == 'cuda' and not torch.cuda.is_available(), reason='no GPU')
+pytestmark = pytest.mark.skipif(DEV == 'cuda' and not torch.cuda.is_available(), reason='no GPU in sight')
 HERE = Path(__file__).parent
 
 @pytest.fixture(scope='module')
@@ -182,11 +183,26 @@ def line(*args):
            'OMP_NUM_THREADS': '1'}
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=env, timeout=150)
 
-def test_torchrun_over_nccl(tmp_path):
-    r = line('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '1', '-m', 'dtir_nb.launch',
-             'demo:tiny', '--set', 'team=ddp', '--set', 'width=4', '--set', 'enc=1,1', '--set',
-             'tasks=noisy,rainy', '--out', str(tmp_path/'run'))
+def torchrun(n, out, *more):
+    return line('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(n), '-m', 'dtir_nb.launch',
+                'demo:tiny', '--set', 'width=4', '--set', 'enc=1,1', '--set', 'tasks=noisy,rainy', '--out', str(out),
+                *more)
+
+@pytest.mark.parametrize('team', ('ddp','exact'))
+def test_torchrun_over_nccl(tmp_path, team):
+    "In exact mode every operation has a form whose bits repeat: no warning names one that has not."
+    r = torchrun(1, tmp_path/'run', '--set', f'team={team}')
     assert r.returncode == 0 and (tmp_path/'run/net.safetensors').exists(), r.stderr[-2000:]
+    assert 'deterministic' not in r.stderr, r.stderr
+
+@pytest.mark.skipif(DEV == 'cpu', reason='a CPU takes any number of workers')
+def test_more_workers_than_gpus(tmp_path):
+    r = torchrun(torch.cuda.device_count()+1, tmp_path/'run')
+    assert r.returncode and 'each takes one of its own' in r.stderr and 'invalid device' not in r.stderr, r.stderr
+
+@pytest.mark.skipif(DEV == 'cpu', reason='a CPU can be split')
+def test_a_process_that_sees_a_gpu_is_not_split():
+    with pytest.raises(ValueError, match='CUDA_VISIBLE_DEVICES'): fork_workers(dict, 1)
 
 def test_the_command(tmp_path):
     r = line('-m', 'dtir_nb.command', 'demo', '--scale', 'tiny', '--device', DEV, '--out',

@@ -9,7 +9,8 @@ def test(nb):
     "Run one notebook with nbdev_test of this environment; (path, passed, seconds, output)."
     tool, t = Path(sys.executable).with_name('nbdev_test'), time.time()
     p = subprocess.run([tool, '--path', nb, '--n_workers', '1', '--do_print'], stdin=subprocess.DEVNULL,
-                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                       env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''})   # some fork workers, see 07a
     return nb, p.returncode == 0, time.time()-t, p.stdout
 
 def main(args):

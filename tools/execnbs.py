@@ -1,5 +1,5 @@
 "Run notebooks in place and keep their outputs, skipping the cells that nbdev_test skips: python tools/execnbs.py [--flags 'slow'] NB…"
-import sys
+import os, sys
 from pathlib import Path
 from execnb.nbio import read_nb, write_nb
 from execnb.shell import CaptureShell
@@ -29,5 +29,6 @@ def run(path, flags=''):
 if __name__ == '__main__':
     args = sys.argv[1:]
     flags = args.pop(args.index('--flags')+1) if '--flags' in args else ''
+    if 'cuda' not in flags: os.environ['CUDA_VISIBLE_DEVICES'] = ''   # some notebooks fork workers, see 07a
     for f in args:
         if f != '--flags': run(f, flags); print('ran', f)
