@@ -19,7 +19,7 @@ from .degradations import STRENGTHS, TASKS, degrade
 from .data import embedded_photos
 from .schedule import add_noise
 from .conditioning import evaluating
-from .matching import match_curve, match_timestep
+from .matching import match
 from .moe import MoE, expert_usage
 from .photographs import read_photo
 from .restoring import Restorer, pretrained
@@ -71,10 +71,10 @@ def make_scene(
     x = shrink(check_images(img[None], 'img')[0], side)
     y = degrade(x[None], task, rng(seed, 'explore', task),
                 STRENGTHS[task].source if strength is None else strength)[0][0] if task else x
-    e = R.estimator.estimate(y) if R.estimator is not None else None
+    who = R.estimator; e = None if who is None else who.estimate(y.to(next(who.parameters()).device))
     if task is None: return Scene(x, y, None, None, R.step(y).t or 1 if e else 1, e)
-    curve = match_curve(R.net, middle(x)[None], middle(y)[None])
-    return Scene(x, y, task, curve[0], match_timestep(curve), e)
+    m = match(R.net, (middle(x)[None], middle(y)[None]))
+    return Scene(x, y, task, m.curve[0], m.t, e)
 
 # %% ../nbs/17c_explore.ipynb #4060da8c
 class Look(NamedTuple):
@@ -94,9 +94,9 @@ def look_at(
     "The forward process at step t, the network's estimate, and the experts that it used."
     check_steps(t, R.T); eps = torch.randn(s.x[None].shape, generator=rng(seed, 'explore', 'eps'))
     z = add_noise(s.x[None], torch.tensor([t]), eps, R.net.schedule)[0]
-    with evaluating(R.net): out = R.net(s.y[None], t)[0].clamp(0,1)
-    return Look(z, float(R.net.schedule.levels[t]), out,
-                expert_usage(R.net) if any(isinstance(m, MoE) for m in R.net.modules()) else {})
+    with evaluating(R.net): out = R.net(s.y[None].to(R.device), t)[0].clamp(0,1).to(s.y.device)
+    usage = expert_usage(R.net) if any(isinstance(m, MoE) for m in R.net.modules()) else {}
+    return Look(z, float(R.net.schedule.levels[t]), out, {k: v.cpu() for k,v in usage.items()})
 
 # %% ../nbs/17c_explore.ipynb #583b951d
 def png_bytes(

@@ -15,13 +15,14 @@ SCRIPT = '''#!/bin/bash
 #SBATCH --nodes={nodes}
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node={gpus}
+#SBATCH --cpus-per-task={cores}
 #SBATCH --time={h:02d}:{m:02d}:00
 #SBATCH --signal=USR1@{warn}
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output={name}-%j.log
 {setup}
-srun --kill-on-bad-exit=0 dtir run {line} --workers {gpus}{place}
+srun --kill-on-bad-exit=0 --cpus-per-task={cores} dtir run {line} --workers {gpus}{place}
 code=$?
 echo "dtir run ended with $code"
 if [ "$code" -eq 85 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
@@ -33,6 +34,7 @@ def slurm(
     *args,             # of `dtir run`: recipe and options, --out included
     nodes:int=1,       # machines
     gpus:int=8,        # GPUs, and so workers, of each
+    cpus:int=8,        # processor cores for each worker: one trains, the others make ready its batches
     hours:float=24.,   # time limit
     warn:int=300,      # seconds before it at which to save and stop
     port:int=29500,    # of the meeting point
@@ -43,12 +45,12 @@ def slurm(
     a = ap.parse_args([*map(str, args)])
     settled(chosen(a), a, max(1, nodes*gpus))
     if not a.out: raise ValueError('--out is missing: name a directory that all machines see')
-    if nodes < 1 or gpus < 1 or hours <= 0:
-        raise ValueError(f'nodes={nodes}, gpus={gpus}, hours={hours}: each has to be above 0')
+    if min(nodes, gpus, cpus) < 1 or hours <= 0:
+        raise ValueError(f'nodes={nodes}, gpus={gpus}, cpus={cpus}, hours={hours}: each has to be above 0')
     h, m = divmod(round(hours*60), 60)
     line = shlex.join([*map(str, args)])
     name = re.sub(r'\W+', '-', a.recipe)
     place = ('' if nodes == 1 else f' --nodes {nodes} --master "$(scontrol show hostnames '
              f'"$SLURM_JOB_NODELIST" | head -n 1):{port}" --job "$SLURM_JOB_ID"')
-    return SCRIPT.format(name=name, nodes=nodes, gpus=gpus, h=h, m=m, warn=warn, setup=setup,
+    return SCRIPT.format(name=name, nodes=nodes, gpus=gpus, cores=gpus*cpus, h=h, m=m, warn=warn, setup=setup,
                          line=line, place=place)

@@ -256,8 +256,8 @@ def enough_gpus(
     have = torch.cuda.device_count() if torch.cuda.is_available() else n
     if n > have:
         raise ValueError(f'{n} workers on a machine with {have} GPU{"s"*(have>1)}, of which each takes one of its '
-                         f'own: take --workers {have} (torchrun: --nproc-per-node {have}), or CUDA_VISIBLE_DEVICES="" '
-                         f'for the CPU')
+                         f'own: take --workers {have} (torchrun: --nproc-per-node {have}), or '
+                         f'CUDA_VISIBLE_DEVICES="" for the CPU')
 
 def repeatable(
     dev,     # where is computed; nothing is asked of a CPU

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HARDWARE', 'Peak', 'noise_pictures', 'trial', 'cycle', 'conv_backward', 'count', 'Hardware', 'hardware', 'Row',
-           'measure', 'counted', 'rows', 'plan_markdown', 'plan_text']
+           'here', 'machine_name', 'measure', 'counted', 'rows', 'plan_markdown', 'plan_text']
 
 # %% ../nbs/18c_plan.ipynb #cc1bdb90
 import math, re, time, weakref
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from .core import rng
+from .core import check_device, rng
 from .data import Clean, Mixture, Pairs
 from .backbones import count_macs
 from .conditioning import seeded
@@ -49,10 +49,11 @@ def trial(
     stage,          # 'pre' or 'tune'
     steps,          # how many
     patch=None,     # side of the crops of noise; None: those of the recipe, from its own pictures
+    device='cpu',   # where the network is
 ):                  # a function that trains so many steps, and the network
     "A short piece of one stage."
     r = replace(r, **{stage: steps}); small = r if patch is None else replace(r, patch=patch)
-    with seeded(r.seed): net = build_net(r.spec | (dict(experts=None) if stage == 'pre' else {}))
+    with seeded(r.seed): net = build_net(r.spec | (dict(experts=None) if stage == 'pre' else {})).to(device)
     clean = clean_pictures(small) if patch is None else Clean(noise_pictures(4, patch), patch=patch)
     if stage == 'pre':
         return lambda **kw: pretrain(net, clean, fit_config(r, steps, r.lr_pre), patch=small.patch,
@@ -134,16 +135,30 @@ class Row(NamedTuple):
     hours: float
     gib: float      # memory per worker, GiB
 
+# %% ../nbs/18c_plan.ipynb #fa137c9e
+def here(
+    device=None,   # its name; None: a GPU if there is one, as a run takes it
+)->torch.device:
+    "The device of this machine that is timed."
+    return check_device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+
+def machine_name(device=None)->str:
+    "What was timed, in words."
+    d = here(device)
+    return torch.cuda.get_device_name(d) if d.type == 'cuda' else 'processor'
+
 def measure(
     r:Recipe,
     stage,        # 'pre' or 'tune'
     seconds=8.,   # about how long to measure
+    device=None,  # see `here`
 )->float:         # seconds per step on this machine, one worker
     "Time the first steps of a stage, data included; the first one does not count."
     n, t, log = cycle(r) if stage == 'tune' else 2, time.perf_counter(), []
-    trial(r, stage, 1+n)[0](after=[lambda k, net, avg, l: log.append(l['seconds'])])
+    def go(steps): trial(r, stage, steps, device=here(device))[0](after=[lambda *o: log.append(o[-1]['seconds'])])
+    go(1+n)
     more = int(seconds/max(1e-3, (time.perf_counter()-t)/(1+n)))//n*n
-    if more > n: log = []; trial(r, stage, 1+more)[0](after=[lambda k, net, avg, l: log.append(l['seconds'])])
+    if more > n: log.clear(); go(1+more)
     return sum(log[1:])/len(log[1:])
 
 def counted(r:Recipe)->dict:
@@ -164,6 +179,7 @@ def rows(
     hw='here',     # see `hardware`
     seconds=8.,    # how long to measure each stage, on this machine
     cost=None,     # from `counted`, if it is known
+    device=None,   # which of this machine is measured, see `here`
 )->list:           # of `Row`
     "What each stage of a recipe takes."
     n, h = hardware(hw)
@@ -172,9 +188,8 @@ def rows(
                          f'for each device')
     speed = h and n*(h.half if r.amp and h.half else h.tflops)*1e12*h.share
     with seeded(r.seed): net = build_net(r.spec | dict(experts=None))
-    fwd = lambda images, side: 2*images*count_macs(net, (1,3,side,side), 1)
-    cost = cost or counted(r)
-    per = {k: measure(r, k, seconds) for k in cost} if h is None else {k: c[0]/speed for k,c in cost.items()}
+    fwd, cost = lambda images, side: 2*images*count_macs(net, (1,3,side,side), 1), cost or counted(r)
+    per = {k: c[0]/speed if h else measure(r, k, seconds, device) for k,c in cost.items()}
     rate = speed or (cost[k][0]/per[k] if (k := next(iter(cost), None)) else 1e9)
     gib = lambda k: (cost[k][1]/(n if r.team == 'fsdp' else 1)
                      + cost[k][2]*r.patch**2*max(1, r.batch//n))/2**30
@@ -190,6 +205,7 @@ def plan_markdown(
     rs:list,     # from `rows`
     r:Recipe,
     hw='here',
+    device=None, # of `rows`
 )->str:
     "The plan as a table, with what it assumes below."
     n, h = hardware(hw)
@@ -200,8 +216,9 @@ def plan_markdown(
            '|---|---:|---:|---:|---:|---:|']
     out += [f'| {o.stage} | {o.steps:,} | {o.images:,} | {o.ops/1e12:,.3g} | {time_(o.hours)} | '
             f'{o.gib:.2f} GiB |' for o in (*rs, total)]
-    how = ('Time: measured on the first steps, on this machine as busy as it is, one worker.' if h is None
-           else f'Time: counted operations over {n} × {h.half if r.amp and h.half else h.tflops} · 10¹²/s '
+    how = (f'Time: measured on the first steps, on this machine\'s {machine_name(device)}, as busy as it is, '
+           f'one worker.' if h is None else
+           f'Time: counted operations over {n} × {h.half if r.amp and h.half else h.tflops} · 10¹²/s '
            f'(as the maker says), of which a share of {h.share} is **assumed**; waiting for data or for '
            f'other workers is not in it.')
     if h and total.gib > h.gib:
@@ -211,6 +228,6 @@ def plan_markdown(
                       'workspace of the convolutions comes on top.'])
 
 # %% ../nbs/18c_plan.ipynb #988fd639
-def plan_text(r:Recipe, hw='here', seconds=8.)->str:
+def plan_text(r:Recipe, hw='here', seconds=8., device=None)->str:
     "The plan of a recipe: what `--dry-run` prints."
-    return plan_markdown(rows(r, hw, seconds), r, hw)
+    return plan_markdown(rows(r, hw, seconds, device=device), r, hw, device)
