@@ -46,8 +46,8 @@ def check_images(
     if channels and x.shape[1] != channels:
         no(f'has {x.shape[1]} channels where {channels} are expected (shape {tuple(x.shape)})')
     if min(x.shape) < 1: no(f'is empty: shape {tuple(x.shape)}')
-    lo, hi = x.detach().aminmax()
-    if not (torch.isfinite(lo) and torch.isfinite(hi)):
+    lo, hi = torch.stack(x.detach().aminmax()).tolist()   # one wait for a GPU
+    if not (math.isfinite(lo) and math.isfinite(hi)):
         no('holds NaN or infinity: look for a division by zero or an exploded step before this call')
     if range_ and (lo < -1e-4 or hi > 1+1e-4):
         no(f'spans [{lo:.4g}, {hi:.4g}], images span [0,1]: divide by 255, or undo a normalisation, or clamp')

@@ -1,5 +1,5 @@
 "Laws of the method where its parts meet; each stands for a mistake that the notebook of one part alone would not notice."
-import copy
+import copy, subprocess, sys
 from dataclasses import replace
 from functools import partial
 import pytest, torch
@@ -141,3 +141,29 @@ def test_a_stage_goes_on_from_the_average_of_the_one_before():
         net = finetune(net, Mixture({k: own[k] for k in ks}), pics, {k: t[k] for k in ks}, replace(cfg, steps=2, seed=i), q,
                        patch=16, batch=4, held=held)
     assert all(torch.equal(u, v) for u,v in zip(got.parameters(), net.parameters()))
+
+@pytest.mark.parametrize('said', ("torch.set_float32_matmul_precision('high')", "b.cudnn.conv.fp32_precision = 'tf32'",
+                                  "b.fp32_precision = 'tf32'"))
+def test_every_digit_in_both_languages(said):
+    "Whichever of PyTorch's two ways to ask for TF32 a process used before, inside it is off and afterwards it is as it was."
+    code = f"""
+import torch; b = torch.backends
+from dtir_nb.orthogonality import every_digit
+def seen():
+    out = []
+    for f in (torch.get_float32_matmul_precision, lambda: b.cudnn.allow_tf32, lambda: b.cuda.matmul.allow_tf32,
+              lambda: b.cudnn.conv.fp32_precision, lambda: b.cuda.matmul.fp32_precision):
+        try: out.append(f())
+        except RuntimeError: out.append('mixed')
+    return out
+{said}
+was = seen()
+with every_digit():
+    now = seen(); assert now[3] == 'ieee' or now[1] is False, now
+    assert now[4] == 'ieee' or now[0] == 'highest', now
+    torch.rand(2,2) @ torch.rand(2,2)
+back = seen()
+assert [x for x in back[:3]] == was[:3], (was, back)
+assert back[3] == was[3] and (back[4] == was[4] or (was[4], back[4]) == ('none', 'ieee')), (was, back)
+"""
+    subprocess.run([sys.executable, '-c', code], check=True)
