@@ -143,27 +143,29 @@ def _mean(each):
             [add([(m, gs[i]) for m,_,gs in each]) for i in range(len(each[0][2]))])
 
 # %% ../nbs/12_orthogonality.ipynb #264b5d4f
-def _old_flags():
-    "Does this process still speak of TF32 in PyTorch's older words? The newer ones (fp32_precision) and the older must not be mixed."
-    try: torch.get_float32_matmul_precision(); torch.backends.cuda.matmul.allow_tf32; torch.backends.cudnn.allow_tf32
-    except RuntimeError: return False
-    return True
+def _way(*ways):
+    "The first way to speak of a setting that PyTorch answers to: its value, how to set it, the value for all digits."
+    for get,put,exact in ways:
+        try: return get(), put, exact
+        except RuntimeError: pass   # it was set in another one, and the two must not be mixed
+
+def _flag(of, name, exact): return partial(getattr, of, name), partial(setattr, of, name), exact
 
 @contextlib.contextmanager
 def every_digit(
     kind='cpu',  # of the device, as in `tensor.device.type`
 ):
     "Float32 with all its digits: no autocast, and on a GPU no TF32 (11 bits of a factor). The flags are the process's: let no other thread in before the end."
-    b = torch.backends; old = _old_flags()
-    was = (torch.get_float32_matmul_precision(), b.cudnn.allow_tf32) if old else (b.cuda.matmul.fp32_precision,
-                                                                                  b.cudnn.conv.fp32_precision)
-    def put(matmul, conv):
-        if old: torch.set_float32_matmul_precision(matmul); b.cudnn.allow_tf32 = conv
-        else: b.cuda.matmul.fp32_precision, b.cudnn.conv.fp32_precision = matmul, conv
-    put(*(('highest', False) if old else ('ieee', 'ieee')))
+    b = torch.backends; new = _flag(b.cuda.matmul, 'fp32_precision', 'ieee')
+    matmul = _way((torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, 'highest'),
+                  _flag(b.cuda.matmul, 'allow_tf32', False), new)
+    older = () if matmul[2] == 'ieee' else (_flag(b.cudnn, 'allow_tf32', False),)
+    ways = matmul, _way(*older, _flag(b.cudnn.conv, 'fp32_precision', 'ieee'))
+    for _,put,exact in ways: put(exact)
     try:
         with torch.autocast(kind, enabled=False): yield
-    finally: put(*was)
+    finally:
+        for was,put,_ in ways: put(was)
 
 # %% ../nbs/12_orthogonality.ipynb #339a3fa9
 def _replayed(
