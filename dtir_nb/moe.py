@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 # %% ../nbs/14_moe.ipynb #0b5ea016
 class Expert(nn.Module):
-    "A small adapter $A(h)$: 1×1 down, depth-wise 3×3, GELU, 1×1 up (zero at the start)."
+    "A small adapter $A(h)$: 1×1 down, depth-wise 3×3, GELU, 1×1 up (zero at the start). On tokens, (B,C,N,1), it sees the two next in line."
     def __init__(self,
         channels:int,  # channels of the features h
         rank:int,      # channels inside
@@ -52,7 +52,7 @@ class MoE(nn.Module):
                                      nn.Linear(emb_dim+channels, n))
 
     def forward(self, h:Tensor, e:Tensor)->Tensor:
-        "Features (B,C,H,W) and time embedding (B,E) -> features (B,C,H,W)."
+        "Features (B,C,H,W), of tokens (B,C,N,1), and time embedding (B,E) -> features of the same shape."
         if h.shape[0] != e.shape[0] or h.shape[1]+e.shape[1] != self.router.in_features:
             raise ValueError(f'h has shape {tuple(h.shape)}, e {tuple(e.shape)}: they need one length, and '
                              f'{self.router.in_features} channels together')
