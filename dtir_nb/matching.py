@@ -134,6 +134,7 @@ def _pair(p):
                          f"(B,3,H,W) or (3,H,W) each; of files or folders, pass Pairs(lq, gt, 'rainy')")
     return xy
 
+# %% ../nbs/10_matching.ipynb #d640f91b
 def _pairs(pairs, net=None):
     "Whatever holds pairs, as a list of (x, y), each (B,3,H,W), on the device of a network."
     no_loader(pairs, 'pairs', PLACES)
