@@ -384,7 +384,7 @@ def show_matrix(
     import matplotlib.pyplot as plt
     v = torch.tensor([_shades([_worth(x, m.metric) for x in c]) for c in zip(*m.values)]).T
     fig,ax = plt.subplots(figsize=(1.6+.8*len(m.columns), .9+.4*len(m.rows)), dpi=80)
-    ax.imshow(v, cmap='Greens', aspect='auto', alpha=.7, vmin=-.2, vmax=1)
+    ax.imshow(v, cmap='Greens', aspect='auto', alpha=.7, vmin=-.2, vmax=1.5)
     for i,r in enumerate(m.values):
         for j,x in enumerate(r): ax.text(j, i, _shown(x, m.metric), ha='center', va='center', fontsize=9)
     ax.set_xticks(range(len(m.columns)), m.columns)
