@@ -10,6 +10,7 @@ from dtir_nb.backbones import nafnet_small
 from dtir_nb.conditioning import Clocked, add_sites, seeded
 from dtir_nb.data import Clean, Synthetic, embedded_photos, stream
 from dtir_nb.degradations import TASKS, degrade
+from dtir_nb.explore import look_at, make_scene
 from dtir_nb.finetuning import PLAIN, FinetuneConfig, finetune
 from dtir_nb.importance import gen_loss_at, importance, noised
 from dtir_nb.incremental import train_incremental
@@ -18,7 +19,9 @@ from dtir_nb.metrics import psnr, ssim
 from dtir_nb.moe import MoE
 from dtir_nb.orthogonality import displaced_agreement, every_digit
 from dtir_nb.parallel import fork_workers
+from dtir_nb.plan import measure, plan_text
 from dtir_nb.pretraining import gen_loss, pretrain
+from dtir_nb.recipes import recipe
 from dtir_nb.restoring import pretrained
 from dtir_nb.training import FitConfig, fit
 from dtir_nb import orthogonality
@@ -171,6 +174,16 @@ def test_restoring_on_gpu_is_restoring_on_cpu():
     R, G = pretrained(), pretrained(); G.net.to(DEV); x = torch.rand(3, 700, 600, generator=rng(0))
     with every_digit(DEV): a, b = R(x, t=5), G(x, t=5)
     assert_close(b.cpu(), a, rtol=0, atol=2e-3)
+
+def test_exploring():
+    R = pretrained(); R.net.to(DEV); s = make_scene(R, torch.rand(3, 96, 96, generator=rng(0)), 'rainy', side=64)
+    o = look_at(R, s, s.t)
+    assert {v.device.type for v in (s.y, s.curve, o.forward, o.estimate, *o.usage.values())} == {'cpu'}
+
+def test_a_plan_times_the_gpu():
+    r = recipe('demo:tiny', 'tasks=noisy,rainy', 'width=4', 'enc=1,1')
+    if DEV == 'cuda': assert torch.cuda.get_device_name() in plan_text(r, seconds=0., device=DEV)
+    assert measure(r, 'pre', 0., DEV) > 0
 
 def test_compiled():
     _, net = nets(); x, y = (v.to(DEV) for v in batch()); f = torch.compile(net)

@@ -1,5 +1,5 @@
 "The launcher: exit codes, restarts, loopback, several machines. `-m slow` starts real torchruns; the quick ones run workers as forks."
-import contextlib, glob, io, json, os, shutil, signal, socket, subprocess, sys, time
+import contextlib, glob, io, json, os, re, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 HERE = Path(__file__).parent; sys.path.insert(0, str(HERE))
@@ -164,6 +164,24 @@ def test_the_environment_that_lets_weights_run_code(monkeypatch, tmp_path, capsy
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
     assert (launch.run_main([*TINY, '--workers', '1', '--out', str(tmp_path/'run')]) == 2
             and 'unset it' in capsys.readouterr().err)
+
+def test_no_operation_of_a_recipe_is_without_a_repeatable_form():
+    "Exact mode asks CUDA for operations whose bits repeat; those that PyTorch's manual says have no such form are not used."
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from dtir_nb.plan import trial
+    from dtir_nb.recipes import recipe
+    used = set()
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+            used.add(f.overloadpacket._qualified_op_name.removeprefix('aten::')); return f(*args, **(kwargs or {}))
+    for more in ([], ['project=true','lam_orth=0'], ['experts=0'], ['lengths=true']):
+        r = recipe('demo:tiny', 'tasks=noisy,rainy', 'width=4', 'enc=1,1', 'patch=16', 'mix=.5', *more)
+        with Record(): [trial(r, stage, 2)[0]() for stage in ('pre','tune')]
+    assert {'convolution_backward', 'mm', '_softmax_backward_data'} <= used
+    bad = re.compile('(avg_pool3d|adaptive_(avg|max)_pool|fractional_max_pool|reflection_pad|upsample_(linear|bilinear|'
+                     'bicubic|trilinear)|grid_sampler).*backward|max_unpool|nll_loss|ctc_loss|put_$|histc|bincount|'
+                     'median|scatter_reduce|embedding_bag')
+    assert not (found := {o for o in used if bad.search(o) and 'index_put' not in o}), found
 
 # The parent, with real workers ------------------------------------------------------------------------------------------------------------
 def dtir_run(out, *more, workers=2, **env):
