@@ -6,7 +6,7 @@
 __all__ = ['grid_of', 'Deployed', 'need', 'export_onnx', 'export_torchscript', 'runner', 'check_export']
 
 # %% ../nbs/17b_exporting.ipynb #36d860d6
-import importlib.util, json, math, warnings
+import copy, importlib.util, json, math, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import torch, torch.nn.functional as F
@@ -70,9 +70,9 @@ class Deployed(nn.Module):
 
 # %% ../nbs/17b_exporting.ipynb #645d4264
 def _prepare(net, t):
-    "A copy of nothing: the network in a wrapper, an example to trace, and the names of its inputs."
+    "A copy of the network on the CPU, in a wrapper; an example to trace, and the names of its inputs. The network stays where it is, and as it is."
     if t is not None: check_steps(t, getattr(net, 'T', 1000), 't')
-    d, m = Deployed(net, t).cpu(), grid_of(net)
+    d, m = Deployed(copy.deepcopy(net).cpu(), t), grid_of(net)
     img = (torch.rand(2, 3, 5*m+(m>1)*(m//2+1), 6*m+(m>1), generator=torch.Generator().manual_seed(0))
            if m > 1 else torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)))
     return (d, ((img,) if t is not None else (img, torch.tensor([1,2]))), ['img'] if t is not None
@@ -126,7 +126,7 @@ def export_torchscript(
 )->Path:
     "The network as one TorchScript file, by tracing. (PyTorch calls TorchScript deprecated; libtorch still reads it.)"
     d, args, _ = _prepare(net, t)
-    with torch.no_grad(), warnings.catch_warnings(), _dense(net), whole(path) as tmp:
+    with torch.no_grad(), warnings.catch_warnings(), _dense(d), whole(path) as tmp:
         warnings.simplefilter('ignore')
         torch.jit.trace(d, args, check_trace=False).save(str(tmp),
                                                          _extra_files={'notes.json': json.dumps(notes)})
@@ -181,11 +181,11 @@ def check_export(
     tolerance=1e-4,   # in units of [0,1]
 )->float:
     "The largest difference from the original over sizes and steps; raises if it is too large, or if either fails at a size."
-    run, gaps = runner(path), []
+    run, gaps, dev = runner(path), [], next(iter(net.parameters()), torch.zeros(())).device
     for n,(h,w) in enumerate(sizes):
         x = torch.rand(1+n%2, 3, h, w, generator=torch.Generator().manual_seed(n))
         for k in ([1, 2, getattr(net,'T',50)//2] if t is None else [t]):
-            own = _run_at(lambda x: net(x, k), x, 'the network itself').clamp(0,1)
+            own = _run_at(lambda x: net(x.to(dev), k).cpu(), x, 'the network itself').clamp(0,1)
             gaps.append((_run_at(lambda x: run(x, k if t is None else None), x, path)-own).abs().max())
     worst = torch.stack(gaps).max().item()                              # NaN if there is one
     if not worst <= tolerance:

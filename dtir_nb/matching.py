@@ -22,15 +22,17 @@ def by_score(net, y, t, sched, gen=None):
     "G.3: take the degraded picture for the noisy one and subtract what the network predicts, which is `net(y,t)`: one call."
     return net(y, t)
 
+def _noise_like(y, gen):
+    "Noise of the shape of `y`, drawn where `gen` is."
+    return torch.randn(y.shape, generator=gen, device=gen.device if gen else y.device, dtype=y.dtype).to(y.device)
+
 def by_diffusing(net, y, t, sched, gen=None):
     "Add noise of level $s_t$ to the degraded picture first, then one call."
-    eps = torch.randn(y.shape, generator=gen, device=y.device, dtype=y.dtype)
-    return net(add_noise(y, t, eps, sched), t)
+    return net(add_noise(y, t, _noise_like(y, gen), sched), t)
 
 def by_reversing(net, y, t, sched, gen=None):
     "Algorithm 2: add noise of level $s_t$, then walk back from t to 0 with deterministic DDIM: t calls."
-    eps = torch.randn(y.shape, generator=gen, device=y.device, dtype=y.dtype)
-    z, out = add_noise(y, t, eps, sched), torch.empty_like(y)
+    z, out = add_noise(y, t, _noise_like(y, gen), sched), torch.empty_like(y)
     for k in t.unique().tolist(): out[t==k] = reverse(net, z[t==k], k, sched, clip=False)
     return out
 

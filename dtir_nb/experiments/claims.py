@@ -152,7 +152,7 @@ def plot_effects(
     "The effect of each row over `base`: a dot per task, a bar for the mean with its interval; None in `rows` leaves a gap."
     # many rows: three panels a line
     high = -(-len(kinds)//3) if len(rows) > 5 else 1; across = -(-len(kinds)//high)
-    fig, axs = plt.subplots(high, across, figsize=(9 if high > 1 else 7.4, high*(.26*len(rows)+1.2)),
+    fig, axs = plt.subplots(high, across, figsize=(9 if high > 1 else 7.4, high*((.19 if high > 1 else .26)*len(rows)+1.2)),
                             sharey=True, sharex=alike, dpi=80, squeeze=False)
     axs = axs.ravel()
     for ax,kind in zip(axs, kinds):
@@ -269,7 +269,7 @@ FRONTS = {'plain supervision: half of the steps, '
           'augmented': (('scratch, augmented','pre-trained, augmented'),'^:')}
 
 # of names that would lie on another
-PLACES = {'full': (-6,4,'right'), 'pre-trained': (7,2,'left'), 'full, pre 25': (7,-9,'left')}
+PLACES = {'full': (-6,4,'right'), 'pre-trained': (7,2,'left'), 'full, pre 25': (7,4,'left')}
 
 # %% ../../nbs/experiments/claims.ipynb #1a2359f5
 def plot_front(
