@@ -47,25 +47,28 @@ def _sample_grads(loss_fn, net, params, frozen):
         return loss_fn(call, *(s[None] for s in sample)).sum()
     return lambda *sample: list(grad(f)(params, *sample).values())
 
+def _one_by_one(loss_fn, net, names, samples):
+    "Per-sample gradients in a plain loop: lists of (1,...) tensors."
+    ps = dict(net.named_parameters())
+    for one in zip(*(s.split(1) for s in samples)):
+        gs = torch.autograd.grad(loss_fn(net, *one).sum(), [ps[n] for n in names], allow_unused=True)
+        yield [(torch.zeros_like(ps[n]) if g is None else g)[None] for n,g in zip(names, gs)]
+
 def _chunks(loss_fn, net, names, samples, chunk):
-    "Per-sample gradients, `chunk` samples at a time: lists of (m,...) tensors."
-    ps = dict(net.named_parameters()); N = len(samples[0])
-    if chunk == 1:
-        for i in range(N):
-            gs = torch.autograd.grad(loss_fn(net, *(s[i:i+1] for s in samples)).sum(), [ps[n] for n in names],
-                                     allow_unused=True)
-            yield [(torch.zeros_like(ps[n]) if g is None else g)[None] for n,g in zip(names, gs)]
-    else:
-        frozen = {n: p.detach() for n,p in ps.items() if n not in set(names)}
-        f = vmap(_sample_grads(loss_fn, net, {n: ps[n].detach() for n in names}, frozen), chunk_size=None)
-        for part in zip(*(s.split(chunk) for s in samples)): yield f(*part)
+    "Per-sample gradients, `chunk` samples at a time: lists of (m,...) tensors. Once a network cannot be vectorised, or a chunk does not fit, the plain loop takes over; an error of the network's own comes again from there."
+    ps = {n: p.detach() for n,p in net.named_parameters()}; mine = {n: ps[n] for n in names}
+    f = vmap(_sample_grads(loss_fn, net, mine, {n: p for n,p in ps.items() if n not in mine}))
+    for part in zip(*(s.split(chunk) for s in samples)):
+        try: gs = f(*part) if chunk > 1 else None
+        except RuntimeError: gs, chunk = None, 1       # functorch knows no other kind
+        yield from _one_by_one(loss_fn, net, names, part) if gs is None else [gs]
 
 # %% ../nbs/11_importance.ipynb #3d35d217
 def importance(
     loss_fn,           # loss_fn(net, *samples) -> the loss of each sample, (B,); e.g. `gen_loss_at(sched)` or `output_energy`
     net:nn.Module,     # the network after task 0; evaluated as it is (use .eval() if it has dropout)
     samples:tuple,     # tensors with N samples along the first dimension, e.g. from `noised`
-    chunk=None,        # samples at a time (vectorised by `torch.func.vmap`); 1: a plain loop; None: 1 on CPU, 8 on GPU
+    chunk=None,        # samples at a time (vectorised by `torch.func.vmap` where the network allows it); 1: a plain loop; None: 1 on CPU, 8 on GPU
 )->Importance:
     "Accumulate per-sample gradients, $I_1=E|g|$ and $I_2=E g^2$ (eq. 3, 14; Algorithm 6)."
     samples = (samples,) if isinstance(samples, Tensor) else tuple(samples); N = len(samples[0])

@@ -19,6 +19,7 @@ from dtir_nb.data import Clean, Synthetic
 from dtir_nb.degradations import STRENGTHS
 from dtir_nb.finetuning import FinetuneConfig, finetune_step, hold
 from dtir_nb.foreign import Adapted, check_backbone, freeze_batchnorm, second_derivative_error
+from dtir_nb.importance import gen_loss_at, importance, noised
 from dtir_nb.incremental import train_incremental
 from dtir_nb.matching import match_curve, match_timestep
 from dtir_nb.moe import MoE
@@ -198,6 +199,13 @@ def test_fine_tuning(name):
     assert torch.isfinite(flat(other['grads'])).all() and not torch.equal(flat(other['grads']),
         flat(log['grads']))
     copy.deepcopy(net)(pictures(name)[0], 3)
+
+@pytest.mark.parametrize('name', WRONG_SECOND)
+def test_importance_goes_one_by_one_where_the_network_cannot_be_vectorised(name):
+    "On a GPU the default is 8 at a time; the hand-written layer normalisation knows no `vmap`."
+    net, (x, _) = alive(Clocked(make(name), sched)).eval(), pictures(name, 3)
+    one, three = (importance(gen_loss_at(sched), net, noised(x, sched, rng(0)), chunk) for chunk in (1, 3))
+    for n in one.I2: assert torch.equal(one.I1[n], three.I1[n]) and torch.equal(one.I2[n], three.I2[n])
 
 @pytest.mark.long
 @pytest.mark.parametrize('name', [n for n in ZOO if n not in WRONG_SECOND])
