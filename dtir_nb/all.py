@@ -23,7 +23,10 @@ from .unet import UNet
 
 from .xrestormer import XRestormer
 
-from .conditioning import FiLM, Clocked, Timeless, find_sites, site_table, add_sites, depth_of, seeded
+from .conditioning import (FiLM, Clocked, Timeless, find_sites, site_table, add_sites, depth_of, seeded, natural,
+                                  edm)
+
+from .foreign import check_backbone, show_findings, Adapted, freeze_batchnorm
 
 from .metrics import psnr, ssim, DACLIP, BASICSR_RGB, BASICSR_Y, PROMPTIR, MATLAB_Y, score, metric_card
 
@@ -34,14 +37,14 @@ from .parallel import Team, exact, ddp
 # %% ../nbs/20_all.ipynb #b35eda59
 from .sharded import fsdp
 
-from .training import FitConfig, fit, keep, read_log
+from .training import FitConfig, fit, keep, read_log, every, scored
 
 from .pretraining import ddpm, min_snr, gen_loss, pretrain
 
 from .matching import (Match, match, match_curve, match_timestep, by_score, by_diffusing, by_reversing,
                               mse, plot_curves, referee)
 
-from .importance import importance, anchor, importance_penalty
+from .importance import importance, anchor, importance_penalty, noised, gen_loss_at, output_energy
 
 from .orthogonality import cosines, orthogonality_loss, project
 
@@ -49,16 +52,21 @@ from .layer_decay import layer_weights, shallow_params
 
 from .moe import MoE, balance_loss, expert_usage
 
-from .finetuning import FinetuneConfig, PLAIN, finetune, l1, charbonnier
+from .finetuning import (FinetuneConfig, PLAIN, finetune, finetune_step, Held, hold, agreement, l1,
+                                charbonnier)
 
 from .incremental import plan, Stage, train_incremental, history_table, forgetting
 
-from .restoring import (Restorer, TimestepEstimator, train_estimator, tiled, restore_photo,
+from .restoring import (BACKBONES, Restorer, TimestepEstimator, train_estimator, tiled, restore_photo,
                                restore_folder, save_restorer, load_restorer, pretrained)
 
 from .photographs import read_photo, write_photo
 
 from .exporting import export_onnx, export_torchscript
+
+from .evaluation import evaluate, find_pairs
+
+from .perceptual import lpips
 
 # %% ../nbs/20_all.ipynb #80da2690
 # nbdev lists what a module defines; this one defines nothing

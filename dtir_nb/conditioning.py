@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FiLM', 'Slot', 'Site', 'slots', 'Scales', 'faded', 'natural', 'edm', 'evaluating', 'SiteInfo', 'find_sites',
-           'site_table', 'Clocked', 'check_picture', 'add_sites', 'Timeless', 'seeded', 'depth_of']
+           'site_table', 'check_schedule', 'Clocked', 'check_picture', 'add_sites', 'Timeless', 'seeded', 'depth_of']
 
 # %% ../nbs/05_conditioning.ipynb #cecf2bff
 import copy, threading
@@ -260,6 +260,16 @@ def site_table(
         i = j+1
     return '\n'.join(out) + '\n\n' + _cost(sites, net, emb_dim)
 
+# %% ../nbs/05_conditioning.ipynb #afc94b75
+def check_schedule(
+    schedule,  # for `Clocked`
+):
+    "Refuse what holds no noise levels, such as a number of steps."
+    if hasattr(schedule, 'levels'): return
+    T = schedule if isinstance(schedule, int) else ''
+    raise ValueError(f'schedule is {schedule if T else type(schedule).__name__}: give cosine_schedule({T})')
+
+
 # %% ../nbs/05_conditioning.ipynb #8ed9067c
 class Clocked(nn.Module):
     "A network that maps pictures to pictures, given a clock: `net(img, t)` (rules 2 and 3 of the house)."
@@ -272,7 +282,7 @@ class Clocked(nn.Module):
         emb_dim:int=32,       # width of the time embedding
         args=(),              # further inputs of the network, for the trial run that finds the sites
     ):
-        super().__init__()
+        super().__init__(); check_schedule(schedule)
         self.net,self.schedule,self.emb_dim,self.slot = copy.deepcopy(net),schedule,emb_dim,Slot()
         self.scales = faded if scale is True else natural if scale is False else scale
         self.register_buffer('levels', schedule.levels.float(), persistent=False)
@@ -343,13 +353,20 @@ def forward(self:Clocked,
                          f'inside, and crop)')
     return (c.m + c.c_skip*(wide-c.m) + c.c_out*out).to(torch.promote_types(like, out.dtype))
 
-# %% ../nbs/05_conditioning.ipynb #b66417ff
+# %% ../nbs/05_conditioning.ipynb #960e3e9b
 def _set(net, name, module):
     "Replace the submodule `name` of `net` everywhere it is used, so that tied modules stay tied."
     old = net.get_submodule(name)
     for m in list(net.modules()):
         for k,v in list(m._modules.items()):
             if v is old: m._modules[k] = module
+
+# %% ../nbs/05_conditioning.ipynb #b66417ff
+def _unfit(net, name, args):
+    "Why a submodule can be no site."
+    runs = []; _watch(net, _probe(net, 64), args, lambda n, *_: runs.append(n)); k = runs.count(name)
+    return ('is not called' if not k else f'runs {k} times per call, and a site only once: name a block around it, '
+            'or one that runs once' if k > 1 else 'gives no features (B,C,H,W) with more than 3 channels')
 
 def _as_infos(net, sites, args):
     "Names or `SiteInfo`s, as `SiteInfo`s."
@@ -360,12 +377,11 @@ def _as_infos(net, sites, args):
         if n not in known:
             raise ValueError(f'sites names {n!r}, which {type(net).__name__} does not have; it has '
                              f'{", ".join(list(known)[1:8])} …')
-    found = ({s.name: s for s in find_sites(net, match=lambda name,kind: name in names, args=args)}
-             if not all(isinstance(s, SiteInfo) for s in sites) else {s.name: s for s in sites})
+    if all(isinstance(s, SiteInfo) for s in sites): return list(sites)
+    try: found = {s.name: s for s in find_sites(net, match=lambda name,kind: name in names, args=args)}
+    except ValueError: found = {}      # none of them
     for n in names:
-        if n not in found:
-            raise ValueError(f'sites names {n!r}, but no features (B,C,H,W) with more than 3 channels leave '
-                             f'it exactly once per call')
+        if n not in found: raise ValueError(f'sites names {n!r}, which {_unfit(net, n, args)}')
     return [found[n] for n in names]
 
 # %% ../nbs/05_conditioning.ipynb #548892bd

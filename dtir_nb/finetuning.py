@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'l1', 'charbonnier', 'steps_of', 'FinetuneConfig', 'Held', 'uncompiled', 'rec_losses', 'finetune_step',
-           'hold', 'as_pairs', 'finetune', 'agreement']
+           'hold', 'held_fact', 'as_pairs', 'finetune', 'agreement']
 
 # %% ../nbs/15_finetuning.ipynb #737ce144
 from dataclasses import dataclass, fields
 from functools import partial
+from inspect import signature
 import torch
 from torch import Tensor
 from .core import check_images, check_steps, rng
 from .schedule import _same
 from .data import PLACES, Pairs, no_loader, stream
 from .conditioning import depth_of, evaluating
-from .training import FitConfig, facts, fit
+from .training import FitConfig, facts, fit, misplaced
 from .pretraining import as_clean, clock_facts, ddpm, gen_loss
 from .importance import Importance, anchor, gen_loss_at, importance, noised, penalty_grads
 from .orthogonality import _grads, displaced_agreement, orthogonality_step, project
@@ -52,7 +53,7 @@ class FinetuneConfig:
     mix:float=0.1           # clean pictures per picture of the batch, for the generation loss (Sec. 2.1)
     clump:int=2             # they come so many at a time, so that generation has gradients to compare
     mu:float=0.003          # weight μ of the generation loss
-    lam_reg:float=1.        # weight λ1 of the importance regularisation (eq. 5)
+    lam_reg:float=1.        # weight λ1 of the importance regularisation (eq. 5); 1 holds next to nothing, see the end
     lam_orth:float=0.03     # λ2 of the orthogonality loss (eq. 8)
     lengths:bool=True       # λ2 is a ratio of lengths, of the orthogonality gradient (before the layer weights) to the reconstruction gradient; False: the weight of a loss, as in the paper
     project:bool=False      # instead of the orthogonality loss: project the generation gradient (first order)
@@ -71,6 +72,16 @@ class FinetuneConfig:
 
     def __post_init__(self): _check_config(self)
 
+# %% ../nbs/15_finetuning.ipynb #3b3ed7da
+def _check_of(of):
+    "`of` will be called with the schedule, and nothing else."
+    try: signature(of).bind(None)
+    except ValueError: pass                    # a built-in function that does not say
+    except TypeError:
+        raise ValueError(f'FinetuneConfig(of={getattr(of, "__name__", of)}): of is a function of the schedule that '
+                         'gives a loss (net, x, t, eps) -> (B,), as gen_loss_at is; a loss of the output is '
+                         'of=lambda sched: lambda net, x, t, eps: output_energy(net, x, t)') from None
+
 # %% ../nbs/15_finetuning.ipynb #2fb76c71
 def _check_config(c):
     "Nonsense is refused before it costs a night."
@@ -83,6 +94,7 @@ def _check_config(c):
         if getattr(c, name) < 1: raise no(name, 'a number of pictures or groups, at least 1')
     orders = c.order if isinstance(c.order, tuple) else (c.order,)
     if isinstance(c.order, list) or not orders or set(orders)-{1,2}: raise no('order', 'take 1, 2 or (1,2)')
+    _check_of(c.of)
     if not 0 <= c.rate < 1: raise no('rate', 'a decay rate lies in [0,1); 0 switches the decay off')
     if c.project and c.lam_orth:
         raise no('project', f'projection stands in for the orthogonality loss; set lam_orth=0 (it is '
@@ -96,8 +108,8 @@ PLAIN = FinetuneConfig(mix=0., mu=0., lam_reg=0., lam_orth=0., lengths=False)   
 # %% ../nbs/15_finetuning.ipynb #9e7a8edb
 class Held:
     "What a fine-tune holds on to: names and depths of the parameters, θ⁰ and importance (None: not held)."
-    def __init__(self, net, cfg, theta0=None, imp=None):
-        self.depth = depth_of(net)
+    def __init__(self, net, cfg, theta0=None, imp=None, own=False): # own: made by `hold`
+        self.depth, self.own = depth_of(net), own
         self.names = [n for n,p in net.named_parameters() if p.requires_grad]
         keep = set(shallow_params(self.depth, cfg.cut))
         self.shallow, self.theta0, self.imp = [n for n in self.names if n in keep], theta0, imp
@@ -241,7 +253,7 @@ def _plus(base, more, coefs):
     return out
 
 def _logged(log, due, cfg, share):
-    "The whole loss of a step (Eq. 12) and its parts, 0 for what is not there; `gen` weighs with the shard's `share` of the clean pictures, so that the mean over the shards is theirs."
+    "The losses of a step: the sum of Eq. 12, also where `lengths` descends another, and its parts, 0 for what is not there; `gen` weighs with the shard's `share` of the clean pictures, so that the mean over the shards is theirs."
     parts = dict.fromkeys(('rec','gen','reg','orth'), torch.tensor(0.)) | log
     loss = (parts['rec'] + cfg.mu*due*parts['gen'] + cfg.lam_reg*parts['reg'] + cfg.lam_orth*parts['orth']
             + log.get('balance', 0.))
@@ -274,7 +286,7 @@ def finetune_step(
     cfg=PLAIN,   # what to add to plain supervision
     held=None,   # from `Held`: depths, θ⁰, importance; None: nothing is held
     world=1,     # shards of the batch
-)->dict:         # 'grads' by parameter, and what to log: every part of the loss, `balance` where there are experts
+)->dict:         # 'grads' by parameter, and what to log: every part of the loss before its weight, `balance` where there are experts, and as `loss` the sum of Eq. 12
     "One step of generalisation-enhanced fine-tuning (Eq. 12, Algorithm 3)."
     check_images(batch.x, 'batch.x'); check_images(batch.y, 'batch.y')
     held = Held(net, cfg) if held is None else held
@@ -305,14 +317,24 @@ def hold(
     seed:int=0,
 )->Held:
     "θ⁰ and the importance of each weight to generation, from `cfg.samples` clean crops (Algorithm 6)."
-    if not cfg.lam_reg or clean is None: return Held(net, cfg)
+    if not cfg.lam_reg or clean is None: return Held(net, cfg, own=True)
     x, free = (stream(clean, batch=max(1, cfg.samples), seed=seed)(0).x.to(next(net.parameters()).device),
                _expert_params(net))
     with evaluating(net):
         imp = _importance(net, cfg.of(net.schedule),
                           noised(x, net.schedule, rng(seed, 'importance', device=x.device)))
     return Held(net, cfg, anchor(net),
-                Importance(*({k: v for k,v in d.items() if k not in free} for d in (imp.I1, imp.I2)), imp.n))
+                Importance(*({k: v for k,v in d.items() if k not in free} for d in (imp.I1, imp.I2)), imp.n),
+                own=True)
+
+# %% ../nbs/15_finetuning.ipynb #1c4d0636
+def held_fact(held):
+    "What was handed in to be held on to, in a line for `fit(what=…)`; None if `hold` made it. Three digits, since a GPU does not repeat the others."
+    if held is None or held.own: return None
+    if held.imp is None: return 'nothing'
+    size = lambda d: torch.stack(torch._foreach_norm(list(d.values()))).norm().item()
+    return (f'{held.imp.n} samples, I1 {size(held.imp.I1):.3g}, I2 {size(held.imp.I2):.3g}, '
+            f'theta0 {size(held.theta0):.3g}')
 
 # %% ../nbs/15_finetuning.ipynb #18f9e475
 def _is_pair(p):
@@ -353,14 +375,15 @@ def _draws(pairs, clean, gef, seed, patch, batch, t=1):
                   mix=gef.mix if gef.mu else 0., clump=gef.clump), clean
 
 # %% ../nbs/15_finetuning.ipynb #a003a845
-def _ready(net, pairs, clean, t, cfg, gef, patch, batch, held):
+def _ready(net, pairs, clean, t, cfg, gef, patch, batch, held, kw):
     "What a fine-tuning, whole or in slices, needs before its first step: batches, what is held on to, and what `fit` is to know the run by."
+    misplaced(kw, FitConfig, 'cfg'); misplaced(kw, FinetuneConfig, 'gef')
     if not hasattr(net, 'schedule'):
         raise ValueError(f'net is a {type(net).__name__} without a schedule: give it a clock, Clocked(net, '
                          f'cosine_schedule()), and pre-train it')
     for v in (t.values() if isinstance(t, dict) else [t]): check_steps(v, net.T, 't')
     draw, clean = _draws(pairs, clean, gef, cfg.seed, patch, batch, t)
-    what = dict(stage='finetune', t=t, batch=batch, **clock_facts(net), **facts(draw.source, 'pairs'),
+    what = dict(stage='finetune', t=t, batch=batch, held=held_fact(held), **clock_facts(net), **facts(draw.source, 'pairs'),
                 **(facts(clean, 'clean') if gef.mu*gef.mix or gef.lam_reg else {}),
                 **{f'gef.{f.name}': getattr(gef, f.name) for f in fields(gef)})
     return draw, hold(net, clean, gef, cfg.seed) if held is None else held, what
@@ -380,7 +403,7 @@ def finetune(
     **kw,           # further arguments of `fit`, such as `run` and `after`
 ):                  # the averaged network
     "Stage 3 of the method (Sec. 3.2, Algorithm 3): learn a degradation and stay general."
-    draw, held, what = _ready(net, pairs, clean, t, cfg, gef, patch, batch, held)
+    draw, held, what = _ready(net, pairs, clean, t, cfg, gef, patch, batch, held, kw)
     step = partial(finetune_step, t_star=t, cfg=gef, held=held, world=reduce.shards if reduce else 1)
     return fit(net, draw, step, cfg, reduce=reduce, what=what, **kw)
 

@@ -217,6 +217,6 @@ def finetune_sliced(
     if reduce is None or not reduce.split:
         raise ValueError('reduce has to be a team from `fsdp()`: whole networks are fine-tuned by `finetune`')
     check_sliced(gef, net)
-    draw, held, what = _ready(net, pairs, clean, t, cfg, gef, patch, batch, held)
+    draw, held, what = _ready(net, pairs, clean, t, cfg, gef, patch, batch, held, kw)
     step = partial(sliced_step, t_star=t, cfg=gef, held=SlicedHeld(held), team=reduce)
     return fit(net, draw, step, cfg, reduce=reduce, what=what, **kw)

@@ -6,15 +6,17 @@
 __all__ = ['FitConfig', 'check_fit', 'lr_at', 'ema_decay', 'moving', 'ema_update', 'holder', 'differentiate', 'gradient_of',
            'set_gradients', 'LossScale', 'keyed', 'shard_gradient', 'team_gradient', 'sliced_gradient', 'NonFinite',
            'Preempted', 'exit_code', 'append_line', 'read_log', 'keep', 'check_groups', 'with_groups', 'adam', 'set_lr',
-           'everything', 'named', 'facts', 'identity', 'differing', 'upgraded', 'OtherRun', 'resume', 'trainable',
-           'prepare', 'fit', 'check_scores', 'RunDir', 'every', 'scored', 'pictures', 'pace', 'tensorboard',
-           'Recompute']
+           'everything', 'digest', 'named', 'facts', 'identity', 'upgraded', 'alike', 'differing', 'OtherRun', 'resume',
+           'moving_norms', 'trainable', 'misplaced', 'prepare', 'fit', 'check_scores', 'RunDir', 'every', 'scored',
+           'pictures', 'pace', 'tensorboard', 'Recompute']
 
 # %% ../nbs/08_training.ipynb #73fa4fcd
-import contextlib, copy, errno, json, math, numbers, os, time, warnings
-from dataclasses import dataclass, asdict
+import contextlib, copy, dis, errno, json, math, numbers, os, re, sys, time, warnings
+from dataclasses import dataclass, asdict, fields
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
+from types import CellType, CodeType
 import torch, torch.utils.checkpoint
 from fastcore.basics import patch
 from torch import nn, Tensor
@@ -72,7 +74,8 @@ def check_fit(c):
         (c.keep>=2,'keep','at least 2'),
         (all(0<=b<1 for b in c.betas),'betas','in [0,1)'),
         (0<=c.weight_decay<math.inf,'weight_decay','0 or positive, and finite'),
-        (c.lr_schedule is None or callable(c.lr_schedule),'lr_schedule','a function (k, cfg) -> rate, or None'),
+        (c.lr_schedule is None or callable(c.lr_schedule) and not isinstance(c.lr_schedule, type),
+         'lr_schedule','a function (k, cfg) -> rate, and not a class, or None'),
         (c.amp in (False,'bf16','fp16'),'amp',"False, 'bf16' or 'fp16'"),
         (c.full_disk in ('stop','go_on'),'full_disk',"'stop' or 'go_on'")):
         if not ok: raise ValueError(f'FitConfig({name}={getattr(c,name)!r}): {name} has to be {why}')
@@ -353,17 +356,48 @@ def everything(net, avg, opt, mine)->dict:
                for k,v in opt.state.get(q, {}).items()}
     return dict(model=net.state_dict(), ema={} if avg is net else avg.state_dict(), optim=moments)
 
+# %% ../nbs/08_training.ipynb #0a70618f
+def _parts(code):
+    "A code object and those inside it."
+    return [code, *(c for k in code.co_consts if isinstance(k, CodeType) for c in _parts(k))]
+
+def _plain(k):
+    "A constant of a code object as JSON keeps it; a set has no order."
+    if isinstance(k, frozenset): return sorted(map(repr, k))
+    return [*map(_plain, k)] if isinstance(k, tuple) else repr(k)
+
+def _reads(f):
+    "What a function reads besides its arguments: defaults, the variables around it, globals."
+    cells = zip(f.__code__.co_freevars, f.__closure__ or ())
+    asks = {i.argval for c in _parts(f.__code__) for i in dis.get_instructions(c) if i.opname == 'LOAD_GLOBAL'}
+    return [f.__defaults__, f.__kwdefaults__, {k: c.cell_contents for k,c in cells if c != CellType()},
+            {k: f.__globals__[k] for k in asks & f.__globals__.keys()}]
+
+def digest(
+    f,          # a function, or anything else
+    inside=(),  # functions whose digest is being taken: one that calls itself is not asked again
+)->str:         # such as '#cpython-312:1a2b3c4d'; '' where the name says it all
+    "What a function is beyond its name: what it reads, and its code where no module holds it by its name."
+    code, own = getattr(f, '__code__', None), f.__module__ in (None, '__main__', '__mp_main__')
+    if not isinstance(code, CodeType) or not (own or '<' in f.__qualname__) or code in inside: return ''
+    text = [[c.co_code.hex(), c.co_names, [_plain(k) for k in c.co_consts if not isinstance(k, CodeType)
+                                           and k != f.__doc__]] for c in _parts(code)]
+    said = json.dumps([text*(own or f.__name__ == '<lambda>'), named(_reads(f), (*inside, code))])
+    said = json.dumps(json.loads(said, parse_int=float), sort_keys=True)       # 5 is 5.0
+    return f'#{sys.implementation.cache_tag}:{sha256(said.encode()).hexdigest()[:8]}'
+
+
 # %% ../nbs/08_training.ipynb #0f73a784
-def named(v):
-    "A value as JSON keeps it, the same in every process: functions and classes by their names, other objects by their class's."
-    if isinstance(v, dict): return {str(k): named(x) for k,x in v.items()}
-    if isinstance(v, (tuple,list)): return [named(x) for x in v]
+def named(v, inside=()):
+    "A value as JSON keeps it, the same in every process: functions and classes by their names, with a `digest` where these say too little, other objects by their class's."
+    if isinstance(v, dict): return {str(k): named(x, inside) for k,x in v.items()}
+    if isinstance(v, (tuple,list)): return [named(x, inside) for x in v]
     if v is None or isinstance(v, (bool,str)): return v
     if isinstance(v, numbers.Integral): return int(v)
     if isinstance(v, numbers.Real): return float(v) if math.isfinite(v) else str(float(v))
-    if isinstance(v, partial): return named([v.func, v.args, v.keywords])
+    if isinstance(v, partial): return named([v.func, v.args, v.keywords], inside)
     f = v if hasattr(v, '__qualname__') else type(v)
-    return f'{f.__module__}.{f.__qualname__}'.replace('__mp_main__', '__main__')
+    return f'{f.__module__}.{f.__qualname__}'.replace('__mp_main__', '__main__') + digest(f, inside)
 
 def facts(
     source,     # of 02, or a `Mixture`; of anything else nothing is known
@@ -391,20 +425,38 @@ def identity(cfg, team, what=None)->dict:
     return ({k: named(v) if k in _LATER else list(v) if isinstance(v, tuple) else v for k,v in said.items()}
             | dict(shards=team.shards, exact=team.exact) | (dict(what=named(what)) if what else {}))
 
+def upgraded(c)->dict:
+    "The state of a checkpoint in today's format: what an older one could not know had its default."
+    if c.format >= 2 or 'who' not in c.state: return c.state
+    return {'scale': [1., 0], **c.state,
+            'who': {**c.state['who'], 'amp': 'bf16' if c.state['who'].get('amp') else False}}
+
+# %% ../nbs/08_training.ipynb #0f75e7bf
+_DIGEST = re.compile(r'(.*)#([^:]*):[0-9a-f]{8}')
+
+def alike(a, b)->bool:
+    "Equal as far as both know: of a function one may know the name alone, or the digest under another Python."
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(alike(a[k], b[k]) for k in a)
+    if isinstance(a, list) and isinstance(b, list): return len(a) == len(b) and all(map(alike, a, b))
+    if a == b or not (isinstance(a, str) and isinstance(b, str)): return a == b
+    (f, v), (g, w) = (m.groups() if (m := _DIGEST.fullmatch(s)) else (s, None) for s in (a, b))
+    return f == g and v != w
+
+def _change(k, a, b):
+    "How `k` differs, as a sentence."
+    f, g = (_DIGEST.fullmatch(v) if isinstance(v, str) else None for v in (a, b))
+    if f and g and f[1] == g[1]: return f'{k} was another {f[1]}: its code, or a value that it reads, has changed'
+    return f'{k} was {a!r}, is {b!r}'
+
 def differing(
     was:dict,   # identity in a checkpoint
     now:dict,   # from `identity`
 )->list:        # 'lr was 0.01, is 0.02', one for each difference
     "Where two identities disagree. An older one had no `what`, another may know less of it: what one does not know counts as equal."
     (a, x), (b, y) = (({k: v for k,v in w.items() if k != 'what'}, w.get('what', {})) for w in (was, now))
-    return ([f'{k} was {x[k]!r}, is {y[k]!r}' for k in y if k in x and x[k] != y[k]]
-            + [f'{k} was {a.get(k)}, is {b.get(k)}' for k in sorted({*a, *b}) if a.get(k) != b.get(k)])
-
-def upgraded(c)->dict:
-    "The state of a checkpoint in today's format: what an older one could not know had its default."
-    if c.format >= 2 or 'who' not in c.state: return c.state
-    return {'scale': [1., 0], **c.state,
-            'who': {**c.state['who'], 'amp': 'bf16' if c.state['who'].get('amp') else False}}
+    return ([_change(k, x[k], y[k]) for k in y if k in x and not alike(x[k], y[k])]
+            + [_change(k, a.get(k), b.get(k)) for k in sorted({*a, *b}) if not alike(a.get(k), b.get(k))])
 
 # %% ../nbs/08_training.ipynb #f5b85f35
 class OtherRun(Portable, ValueError):
@@ -445,6 +497,20 @@ def resume(
     if what := {**state['who'].get('what', {}), **who.get('what', {})}: who['what'] = what
     return c.step, state['skipped'], state['scale']
 
+# %% ../nbs/08_training.ipynb #d71bd933
+def moving_norms(
+    net,       # about to be trained
+    bn:list,   # names of its batch normalisations that follow what passes through them
+):
+    "Warn of batch normalisation in a network with a clock: each pass moves its statistics, with noise of any level, for gradients that are only compared, and on degraded pictures."
+    if not bn or not hasattr(net, 'schedule'): return
+    more = f' and {len(bn)-1} more' if len(bn) > 1 else ''
+    warnings.warn(f'{bn[0]}{more} normalises over the batch, and every pass moves its running statistics: '
+                  'those of noisy, clean and degraded pictures, several times a step. In a trained network freeze '
+                  'them before it gets its clock, net = freeze_batchnorm(net) of dtir_nb.foreign; build a new '
+                  'one with GroupNorm', stacklevel=6)
+
+
 # %% ../nbs/08_training.ipynb #4d7a5c9e
 def trainable(
     net:nn.Module,   # the network
@@ -466,11 +532,27 @@ def trainable(
     if team.shards > 1 and bn:
         raise ValueError(f'{bn[0] or "net"} normalises over the batch, so its result depends on the shards: '
                          f'use LayerNorm or GroupNorm')
+    moving_norms(net, [n for n in bn if (m := net.get_submodule(n)).training and m.track_running_stats])
     return ps
 
+# %% ../nbs/08_training.ipynb #28894e84
+def misplaced(
+    odd:dict,     # further arguments by name
+    kind,         # a configuration, such as `FitConfig`
+    name:str,     # the argument that takes one
+    every=False,  # refuse them all
+):
+    "Refuse a setting that was given as an argument, and say where it belongs."
+    for k,v in odd.items():
+        if k in {f.name for f in fields(kind)}:
+            raise TypeError(f'{k} belongs in {name}: {name}={kind.__name__}({k}={v!r})')
+        if every: raise TypeError(f'fit() got an unexpected keyword argument {k!r}')
+
+
 # %% ../nbs/08_training.ipynb #28e0c8d0
-def prepare(net, team, cfg, groups)->tuple:
+def prepare(net, team, cfg, groups, odd)->tuple:
     "The network and its average as they will be trained, in slices if the team works on slices, and the trained parameters."
+    misplaced(odd, FitConfig, 'cfg', every=True)
     ps = trainable(net, team)
     if cfg.channels_last: net.to(memory_format=torch.channels_last)
     avg = copy.deepcopy(net) if cfg.ema else net
@@ -492,9 +574,10 @@ def fit(
     after=(),           # called after each step as f(k, net, avg, log), to watch, never to change; may be generators, see `scored`
     groups=None,        # parameter groups for Adam, each may give a `scale` of the learning rate
     what:dict=None,     # all else that the run depends on, by name; a `run` with another is not continued
+    **odd,              # nothing: refused, and settings of `cfg` by name
 )->nn.Module:           # the running average of `net`, or `net` itself if cfg.ema is 0
     "Train `net`. The only training loop of the library."
-    team = reduce or Team(); net, avg, ps = prepare(net, team, cfg, groups); mine = [local(p) for p in ps]
+    team = reduce or Team(); net, avg, ps = prepare(net, team, cfg, groups, odd); mine = [local(p) for p in ps]
     gradient = sliced_gradient if team.split else team_gradient; moves = moving(avg), moving(net)
     fast = torch.compile(net) if cfg.compile else net; opt = adam(mine, cfg, groups)
     hold, back = holder(moves[1][1]); what = with_groups(what, groups, opt)
@@ -504,7 +587,6 @@ def fit(
             gs, log, stopped, bad = gradient(fast, ps, stream, step, k, team, cfg, r.asked, r.scale.value)
             log['norm'] = set_gradients(mine, gs, cfg.clip, team if team.split else None)
             if r.usable(k, log, bad, back): opt.step(); cfg.ema and ema_update(*moves, ema_decay(k, cfg.ema))
-            log.update(step=k, lr=lr_at(k, cfg), seconds=r.lap())
             r.watch(k, net, avg, log); r.done(k+1, log, stopped)
     opt.zero_grad(); return avg
 
@@ -591,7 +673,8 @@ def lap(self:RunDir):
 # %% ../nbs/08_training.ipynb #776065e92
 @patch
 def watch(self:RunDir, k, net, avg, log):
-    "Call the watchers; once a signal has come, no further one is begun, and one that is a generator is not continued."
+    "Complete the log of a step, and call the watchers; once a signal has come, no further one is begun, and one that is a generator is not continued."
+    log.update(step=k, lr=lr_at(k, self.cfg), seconds=self.lap())
     for f in self.after:
         out = f(k, net, avg, log)
         for _ in out if hasattr(out, '__next__') else ():

@@ -224,7 +224,7 @@ def test_exact_and_displaced_orthogonality(name):
 @pytest.mark.long
 def test_fused_attention_is_refused_in_exact_mode():
     with pytest.raises(RuntimeError, match='not implemented'): fine_tune('tokens', GEF['exact'])
-    assert any(f.check == '2nd derivative' and f.level == 'fail' and 'sdpa_kernel' in f.remedy
+    assert any(f.check == '2nd derivative' and f.level == 'warn' and 'sdpa_kernel' in f.remedy
                for f in check_backbone(make('tokens')))
 
 @pytest.mark.parametrize('name',
@@ -268,8 +268,11 @@ def test_networks_that_cannot_work_say_why():
     assert any('training mode' in f.remedy for f in check_backbone(make('PLKSR')))
     assert any(f.level == 'warn' and 'eps=0' in f.remedy for f in check_backbone(make('in place')) if f.check
                == '2nd derivative')
-    bad = {f.check: f for f in check_backbone(make('NAFNet')) if f.level == 'fail'}
-    assert 'native' in bad['2nd derivative'].remedy
+    found = {f.check: f for f in check_backbone(make('NAFNet'))}
+    assert not any(f.level == 'fail' for f in found.values()) and 'native' in found['2nd derivative'].remedy
+    thin = next(f for f in check_backbone(make('SwinIR')) if f.check == 'any size')
+    assert thin.level == 'warn' and 'multiple=8' in thin.remedy
+    assert torch.isfinite(Adapted(make('SwinIR'), multiple=8)(torch.rand(1, 3, 1, 40))).all()
     bad = {f.check: f
            for f in check_backbone(wild('SPAN', 'SPAN', num_in_ch=3, num_out_ch=3, feature_channels=8,
                                         upscale=2)()) if f.level == 'fail'}
