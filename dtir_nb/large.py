@@ -15,7 +15,7 @@ from .sharded import cut_like, dots, local
 from .training import FitConfig, differentiate, fit
 from .pretraining import gen_loss
 from .moe import MoE
-from .orthogonality import _gpus, _replayed
+from .orthogonality import _gpus, _replayed, every_digit
 from .finetuning import FinetuneConfig, Held, _again, _plus, _ready, _split, rec_losses, steps_of
 from .layer_decay import mean_weights
 
@@ -140,12 +140,14 @@ def with_angles(net, batch, t, gen, held, cfg, ps, n, team):
     gs, rs, rest = objectives(net, batch, t, gen, cfg, n, team)
     gs, rs = ([(_replayed(f, _gpus(map(local, ps))), size) for f,size in fs] for fs in (gs, rs))
     B, on = len(batch.x)*team.world, [k in set(held.shallow) for k in held.names]
-    done = [((l := f()).detach(), differentiate(l, ps), size) for f,size in gs+rs+rest]
+    one = lambda f, size: ((l := f()).detach(), differentiate(l, ps), size)
+    with every_digit(ps[0].device.type): done = [one(*o) for o in gs+rs]
+    done += [one(*o) for o in rest]
     l_gen, g = weighted([(size/n, l, g) for l,g,size in done[:len(gs)]])
     l_rec, rec = weighted([(size/B, l, g) for l,g,size in done[len(gs):]])
     m = len(gs)+len(rs)
-    orth, pull = angle_gradients([f for f,_ in (gs+rs)], [g for _,g,_ in done[:m]], len(gs), ps, on,
-                                 cfg.eps, team)
+    with every_digit(ps[0].device.type):
+        orth, pull = angle_gradients([f for f,_ in (gs+rs)], [g for _,g,_ in done[:m]], len(gs), ps, on, cfg.eps, team)
     due = n/(cfg.mix*B)
     return l_rec, l_gen*due, rec, [due*a if o and a is not None else None for a,o in zip(g, on)], orth, pull
 

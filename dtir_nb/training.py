@@ -227,8 +227,9 @@ def keyed(
 def shard_gradient(net, ps, stream, step, k, shard, team, cfg, reduce, scale=1.):
     "Gradients and log of one shard of step k, a pure function of its arguments; PyTorch's global generators are as they were."
     dev = ps[0].device
+    # slices: a cast that is kept from one forward pass to the next would bring its gradient too late
     half = torch.autocast(dev.type, torch.float16 if cfg.amp == 'fp16' else torch.bfloat16,
-                          enabled=bool(cfg.amp))
+                          enabled=bool(cfg.amp), cache_enabled=not team.split)
     with keyed(dev, reduce, cfg.seed, 'globals', k, shard) as reduce:
         batch = stream(k) if team.shards == 1 else stream(k, shard, team.shards)
         with half: out = step(net, batch.to(dev), rng(cfg.seed, 'step', k, shard, device=dev), reduce)
@@ -672,14 +673,21 @@ def lap(self:RunDir):
 
 # %% ../nbs/08_training.ipynb #776065e92
 @patch
+def leaving(self:RunDir, net):
+    "Has a signal come? Workers that hold slices answer together with each other's help, so there one that was asked is enough for all."
+    if not self.team.split: return bool(self.asked)
+    flag = torch.tensor([float(bool(self.asked))], device=next(net.parameters()).device)
+    return self.team.mean([flag]).item() > 0
+
+@patch
 def watch(self:RunDir, k, net, avg, log):
     "Complete the log of a step, and call the watchers; once a signal has come, no further one is begun, and one that is a generator is not continued."
     log.update(step=k, lr=lr_at(k, self.cfg), seconds=self.lap())
     for f in self.after:
         out = f(k, net, avg, log)
         for _ in out if hasattr(out, '__next__') else ():
-            if self.asked: break
-        if self.asked: break
+            if self.leaving(net): break
+        if self.leaving(net): break
 
 @patch
 def skip(self:RunDir, k, log, bad):
@@ -767,7 +775,8 @@ def pictures(
 ):            # for `after`; writes pictures/step-….png
     "Restore the same few images as training goes on: input, output and target, one above the other."
     def f(k, net, avg, log):
-        with torch.no_grad(): out = avg(y, t)
+        dev = next(avg.parameters()).device
+        with torch.no_grad(): out = avg(y.to(dev), t.to(dev) if hasattr(t, 'to') else t).to(y)
         rows = torch.cat([torch.cat(list(r), -1) for r in ([y, out] + ([] if x is None else [x]))], -2)
         folder = Path(run)/'pictures'; folder.mkdir(parents=True, exist_ok=True)
         save_image(rows.clamp(0,1), folder/f'step-{k+1:09d}.png')
