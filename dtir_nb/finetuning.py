@@ -381,7 +381,8 @@ def _ready(net, pairs, clean, t, cfg, gef, patch, batch, held, kw):
     if not hasattr(net, 'schedule'):
         raise ValueError(f'net is a {type(net).__name__} without a schedule: give it a clock, Clocked(net, '
                          f'cosine_schedule()), and pre-train it')
-    for v in (t.values() if isinstance(t, dict) else [t]): check_steps(v, net.T, 't')
+    for k,v in (t if isinstance(t, dict) else {None: t}).items():
+        check_steps(v, net.T, 't' if k is None else f't[{k!r}]')
     draw, clean = _draws(pairs, clean, gef, cfg.seed, patch, batch, t)
     what = dict(stage='finetune', t=t, batch=batch, held=held_fact(held), **clock_facts(net), **facts(draw.source, 'pairs'),
                 **(facts(clean, 'clean') if gef.mu*gef.mix or gef.lam_reg else {}),
@@ -421,6 +422,7 @@ def agreement(
         raise ValueError('batch.clean is None: the angle is between restoring and generating; make the batch '
                          'with clean pictures, stream(…, clean=…, mix=…)')
     keep = set(Held(net, cfg).shallow); shallow = [p for n,p in net.named_parameters() if n in keep]
+    batch = batch.to(shallow[0].device)
     gs, rs, _ = _groups(net, batch, steps_of(batch, t_star), rng(seed, 'agreement', device=batch.x.device),
                         cfg)
     return displaced_agreement(gs, rs, shallow, cfg.eps or 3e-5, least)
