@@ -6,9 +6,9 @@
 __all__ = ['FitConfig', 'check_fit', 'lr_at', 'ema_decay', 'moving', 'ema_update', 'holder', 'differentiate', 'gradient_of',
            'set_gradients', 'LossScale', 'keyed', 'shard_gradient', 'team_gradient', 'sliced_gradient', 'NonFinite',
            'Preempted', 'exit_code', 'append_line', 'read_log', 'keep', 'check_groups', 'with_groups', 'adam', 'set_lr',
-           'everything', 'digest', 'named', 'facts', 'identity', 'upgraded', 'alike', 'differing', 'OtherRun', 'resume',
-           'moving_norms', 'trainable', 'misplaced', 'prepare', 'fit', 'check_scores', 'RunDir', 'every', 'scored',
-           'pictures', 'pace', 'tensorboard', 'Recompute']
+           'everything', 'code_digest', 'named', 'facts', 'identity', 'upgraded', 'alike', 'differing', 'OtherRun',
+           'resume', 'moving_norms', 'trainable', 'misplaced', 'prepare', 'fit', 'check_scores', 'RunDir', 'every',
+           'scored', 'pictures', 'pace', 'tensorboard', 'Recompute']
 
 # %% ../nbs/08_training.ipynb #73fa4fcd
 import contextlib, copy, dis, errno, json, math, numbers, os, re, sys, time, warnings
@@ -374,7 +374,7 @@ def _reads(f):
     return [f.__defaults__, f.__kwdefaults__, {k: c.cell_contents for k,c in cells if c != CellType()},
             {k: f.__globals__[k] for k in asks & f.__globals__.keys()}]
 
-def digest(
+def code_digest(
     f,          # a function, or anything else
     inside=(),  # functions whose digest is being taken: one that calls itself is not asked again
 )->str:         # such as '#cpython-312:1a2b3c4d'; '' where the name says it all
@@ -390,7 +390,7 @@ def digest(
 
 # %% ../nbs/08_training.ipynb #0f73a784
 def named(v, inside=()):
-    "A value as JSON keeps it, the same in every process: functions and classes by their names, with a `digest` where these say too little, other objects by their class's."
+    "A value as JSON keeps it, the same in every process: functions and classes by their names, with a `code_digest` where these say too little, other objects by their class's."
     if isinstance(v, dict): return {str(k): named(x, inside) for k,x in v.items()}
     if isinstance(v, (tuple,list)): return [named(x, inside) for x in v]
     if v is None or isinstance(v, (bool,str)): return v
@@ -398,7 +398,7 @@ def named(v, inside=()):
     if isinstance(v, numbers.Real): return float(v) if math.isfinite(v) else str(float(v))
     if isinstance(v, partial): return named([v.func, v.args, v.keywords], inside)
     f = v if hasattr(v, '__qualname__') else type(v)
-    return f'{f.__module__}.{f.__qualname__}'.replace('__mp_main__', '__main__') + digest(f, inside)
+    return f'{f.__module__}.{f.__qualname__}'.replace('__mp_main__', '__main__') + code_digest(f, inside)
 
 def facts(
     source,     # of 02, or a `Mixture`; of anything else nothing is known
@@ -683,11 +683,11 @@ def leaving(self:RunDir, net):
 def watch(self:RunDir, k, net, avg, log):
     "Complete the log of a step, and call the watchers; once a signal has come, no further one is begun, and one that is a generator is not continued."
     log.update(step=k, lr=lr_at(k, self.cfg), seconds=self.lap())
-    for f in self.after:
+    for i,f in enumerate(self.after):
+        if i and self.leaving(net): break      # asked between two watchers: slices pay for each question
         out = f(k, net, avg, log)
         for _ in out if hasattr(out, '__next__') else ():
             if self.leaving(net): break
-        if self.leaving(net): break
 
 @patch
 def skip(self:RunDir, k, log, bad):

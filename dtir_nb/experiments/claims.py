@@ -119,18 +119,19 @@ def effect(
     return out
 
 # %% ../../nbs/experiments/claims.ipynb #f1331ab8
-def by_seed(recs, a, b, kind, tasks=TASKS_A):
+def by_seed(recs, a, b, kind, tasks=TASKS_A, ten=False):
     "The effect with its interval over seeds: on these very tasks, whatever the start; None if no seed is whole."
-    seeds = seeds_of(recs, a, tasks) & seeds_of(recs, b, tasks)
+    at = {t: 'ten' if ten else t for t in tasks}
+    seeds = seeds_of(recs, a, at.values()) & seeds_of(recs, b, at.values())
     # a task without such pictures is left out
-    both = lambda s: [(level(recs[a,t,s], t, kind), level(recs[b,t,s], t, kind)) for t in tasks]
+    both = lambda s: [(level(recs[a,at[t],s], t, kind), level(recs[b,at[t],s], t, kind)) for t in tasks]
     d = [_mean(x-y for x,y in both(s) if None not in (x,y)) for s in sorted(seeds)]
     return interval(d) if d else None
 
-def widest(recs, a, b, kind, tasks=TASKS_A):
+def widest(recs, a, b, kind, tasks=TASKS_A, ten=False):
     "The effect from the seeds that both rows have with all tasks, with the wider of its intervals over tasks and over seeds; None if there is no such seed."
-    same = alike(recs, (a, b), tasks); e = effect(same, a, b, kind, tasks).get('mean')
-    s = by_seed(same, a, b, kind, tasks)
+    same = alike(recs, (a, b), ('ten',) if ten else tasks)
+    e, s = effect(same, a, b, kind, tasks, ten=ten).get('mean'), by_seed(same, a, b, kind, tasks, ten)
     return e and (e[0], max((h for _,h in (e, s) if not math.isnan(h)), default=math.nan))
 
 # %% ../../nbs/experiments/claims.ipynb #2d88570a
@@ -279,8 +280,9 @@ def plot_front(
 ):
     "Source against nuisance, mean over the tasks, from the seeds of the full method; a row with fewer is left out. In a line without names the points grow with the value."
     fig, ax = plt.subplots(figsize=(5.6 if names else 7.6,3.6), dpi=80); own = seeds_of(recs, 'full', tasks)
-    there = [n for rows,_ in lines.values() for n in rows if names is False or seeds_of(recs, n, tasks) >= own]
-    there = [n for n in there if seeds_of(recs, n, tasks)]; recs = alike(recs, there, tasks)
+    there = [n for rows,_ in lines.values() for n in rows
+             if (s := seeds_of(recs, n, tasks)) and (not names or s >= own)]
+    recs = alike(recs, there, tasks)
     for label,(rows,mark) in lines.items():
         ps = [(n,p) for n in rows if n in there and (p := point(recs, n, tasks=tasks))]
         if not ps or not names and ps == [('full',point(recs, 'full', tasks=tasks))]: continue
@@ -529,20 +531,14 @@ def outcome(e):
 
 # %% ../../nbs/experiments/claims.ipynb #82f27b52
 def ten_widest(recs, a, b, kind='source'):
-    "As `widest`, for Setting B."
-    same = alike(recs, (a, b), ('ten',)); seeds = sorted({k[2] for k in same})
-    if not seeds: return None
-    one = lambda s: in_ten({k: r for k,r in same.items() if k[2] == s}, a, b, kind)
-    over = [interval([*in_ten(same, a, b, kind).values()])]
-    if len(seeds) > 1: over.append(interval([_mean(one(s).values()) for s in seeds]))
-    return over[0][0], max(h for _,h in over)
+    "`widest` for Setting B."
+    return widest(recs, a, b, kind, TASKS, ten=True)
 
 def claims_table(recs, claims=CLAIMS):
     "What the paper claims, and what the records say to it, as Markdown; `recs` holds those of 'a' and 'b'."
     def line(what, s, a, b, kind):
         e = (widest if s == 'a' else ten_widest)(recs[s], a, b, kind)
-        seeds = len(seeds_of(recs[s], a, TASKS_A if s == 'a' else ('ten',))
-                    & seeds_of(recs[s], b, TASKS_A if s == 'a' else ('ten',)))
+        seeds = len({k[2] for k in alike(recs[s], (a, b), TASKS_A if s == 'a' else ('ten',))})
         shown = '—' if e is None else f'{e[0]:+.2f} ± {e[1]:.2f}'
         return [what, f'`{a}` − `{b}`', kind, shown, seeds, outcome(e)]
     return _table(['claim', 'rows', 'where', 'dB', 'seeds', 'here'], [line(*c) for c in claims], left=3)
