@@ -1,8 +1,11 @@
 "Rules of the house that a machine can see: modules import what they use, exported cells are short."
-import ast, json, re
+import ast, base64, io, json, re, sys
 from pathlib import Path
+import matplotlib.figure, numpy as np
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT/'tools'))
 
 def unused(source):
     "Names that a module imports at its top and never uses."
@@ -23,3 +26,17 @@ def test_exported_cells_are_short():
             if c['cell_type'] != 'code' or not re.search(r'^#\|\s*exports?\b', source, re.M): continue
             lines = [l for l in source.splitlines() if l.strip() and not l.startswith('#|')]
             assert len(lines) <= 25, f'{p.name}: {lines[0]}'
+
+def test_plots_get_a_palette_and_photographs_stay():
+    from execnbs import with_palette
+    read = lambda png: np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB')).astype(int)
+    def png(save): save(out := io.BytesIO()); return base64.b64encode(out.getvalue()).decode()
+    fig = matplotlib.figure.Figure(figsize=(4, 3)); ax = fig.subplots()
+    for i in range(5): ax.plot([0, 1, 2], [i, i*i % 3, 1], label=f'a line {i}')
+    ax.set_title('a plot'); ax.legend()
+    plot = png(lambda out: fig.savefig(out, format='png', dpi=160))
+    small = with_palette(plot)
+    assert len(small) < len(plot)/2 and abs(read(small)-read(plot)).max() <= 16
+    assert with_palette(small) == small                       # once is enough
+    photo = png(lambda out: Image.open(ROOT/'nbs/images/degraded.jpg').save(out, 'png'))
+    assert with_palette(photo) == photo
