@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOWER_IS_BETTER', 'Pair', 'find_pairs', 'load_pair', 'output_name', 'Evaluation', 'evaluate_pair', 'evaluate',
-           'save_evaluation', 'read_evaluation', 'merge', 'Comparison', 'compare', 'Matrix', 'generalisation_matrix',
-           'matrix_markdown', 'show_matrix', 'Result', 'collect', 'Cell', 'Filled', 'fill', 'ranks', 'table_markdown',
-           'own_table', 'table_latex', 'table_csv', 'write_tables']
+           'save_evaluation', 'read_evaluation', 'merge', 'Comparison', 'compare', 'Matrix', 'card_lines',
+           'generalisation_matrix', 'matrix_markdown', 'show_matrix', 'Result', 'collect', 'Cell', 'Filled', 'fill',
+           'ranks', 'table_markdown', 'own_table', 'table_latex', 'table_csv', 'write_tables']
 
 # %% ../nbs/18_evaluation.ipynb #42b058de
 import csv, io, json, math, warnings
@@ -175,14 +175,14 @@ def evaluate(
     shards=1,         # … of so many; `merge` joins them
     **notes,          # onto the card: method, dataset, seed, …
 )->Evaluation:
-    "Score a restorer on pairs. Files that cannot be used are listed by name and do not count; a failure of the restorer stops the run."
+    "Score a restorer on pairs. Files that cannot be used are listed by name and do not count; a failure of the restorer stops the run, and what was scored until then lies in out/unfinished.csv."
     _at_the_door(restorer, perceptual, lpips_card)
     if not 0 <= shard < shards: raise ValueError(f'shard is {shard}: shards are numbered 0..{shards-1}')
     pairs = sorted(pairs, key=lambda p: p.name); _check_names([p.name for p in pairs], pictures)
     if (shards > 1 or pictures) and out is None:
         raise ValueError('out is None: pictures and the parts of several processes need a folder')
     if shards > 1: (part := _part(out, shard, shards)).unlink(missing_ok=True)     # of an earlier evaluation
-    ran = _run(restorer, pairs[shard::shards], protocol, perceptual, device, pictures and Path(out)/'pictures')
+    ran = _run(restorer, pairs[shard::shards], protocol, perceptual, device, out and Path(out), pictures)
     if shards > 1: return _save_part(part, [p.name for p in pairs], *ran, protocol, lpips_card, notes)
     return save_evaluation(_make(*ran, protocol, lpips_card, notes), out)
 
@@ -196,12 +196,18 @@ def _why(e, pair):
     return s if pair.name in s else f'{pair.name}: {s}'
 
 # %% ../nbs/18_evaluation.ipynb #4e47a139
-def _run(restorer, pairs, protocol, perceptual, device, pictures):
+def _run(restorer, pairs, protocol, perceptual, device, out, pictures):
+    "Score all; if the restorer fails, what was scored until then is kept in out/unfinished.csv."
     rows,errors = [],[]
     with evaluating(restorer):
         for p in pairs:
-            try: rows.append(evaluate_pair(restorer, p, protocol, perceptual, device, pictures))
+            try: rows.append(evaluate_pair(restorer, p, protocol, perceptual, device, pictures and out/'pictures'))
             except ImageError as e: errors.append(dict(name=p.name, error=_why(e, p)))
+            except RuntimeError as e:
+                if out is None or not rows: raise
+                out.mkdir(parents=True, exist_ok=True); _write(out/'unfinished.csv', _csv(rows, errors))
+                raise RuntimeError(f'{e}; the {len(rows)} pictures before it are in {out/"unfinished.csv"}') from e
+    if out is not None: (out/'unfinished.csv').unlink(missing_ok=True)
     return rows, errors
 
 def save_evaluation(
@@ -258,11 +264,18 @@ def _parts(out):
 def read_evaluation(
     path,          # folder with per_image.csv, or the file
 )->list:           # of dict, the pictures that counted
-    "The per-image numbers of an earlier evaluation."
+    "The per-image numbers of an earlier evaluation; `ValueError` if there are none, or if the file is damaged."
     path = Path(path); path = path/'per_image.csv' if path.is_dir() else path
+    if not path.is_file():
+        below = [p.parent.as_posix() for p in sorted(path.parent.rglob('per_image.csv'))]
+        raise ValueError(f'{path}: no such file; '
+                         + (f'name one of the evaluations below: {", ".join(below)}' if below
+                            else '`dtir evaluate` writes it into RUN/eval/SET'))
     with open(path, newline='', encoding='utf-8') as f:
-        return [{k: v if k == 'name' else float(v) for k,v in r.items() if k != 'error'}
-                for r in csv.DictReader(f) if not r['error']]
+        try: return [{k: v if k == 'name' else float(v) for k,v in r.items() if k != 'error'}
+                     for r in csv.DictReader(f) if not r['error']]
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}): evaluate anew') from None
 
 # %% ../nbs/18_evaluation.ipynb #bdb2adad
 def _saved(out):
@@ -305,6 +318,27 @@ class Comparison(NamedTuple):
     pictures: list  # of (name, difference), largest magnitude first
     unpaired: list  # names in only one of the two
 
+# %% ../nbs/18_evaluation.ipynb #94faa711
+def _numbers(o, metric):
+    "Name -> number, and the card (None for bare rows), of what `compare` takes."
+    rows = o.rows if isinstance(o, Evaluation) else o if isinstance(o, list) else read_evaluation(o)
+    if rows and metric not in rows[0]:
+        raise ValueError(f'metric is {metric!r}: {"there" if isinstance(o, (list, Evaluation)) else o} has '
+                         f'{", ".join(k for k in rows[0] if k != "name")}')
+    numbers = {r['name']: r[metric] for r in rows}
+    if isinstance(o, (list, Evaluation)): return numbers, getattr(o, 'card', {})
+    f = (Path(o) if Path(o).is_dir() else Path(o).parent)/'card.json'
+    return numbers, json.loads(f.read_text(encoding='utf-8')) if f.is_file() else {}
+
+def _one_definition(a, b, metric):
+    "Refuse numbers that two cards define differently."
+    key = 'lpips' if metric.startswith('lpips') else 'settings'
+    if a and b and a.get(key) != b.get(key):
+        what = [c.get('protocol') if key == 'settings' else (c.get(key) or {}) for c in (a, b)]
+        raise ValueError(f'A and B define {metric} differently ({what[0]}; {what[1]}): evaluate both in one '
+                         f'way')
+
+
 # %% ../nbs/18_evaluation.ipynb #1b0480db
 # beginnings of metric names; higher is better for all others
 LOWER_IS_BETTER = ('lpips', 'params', 'flops', 'runtime')
@@ -315,10 +349,8 @@ def compare(
     B,               # likewise
     metric='psnr',   # a column
 )->Comparison:
-    "Paired per-image difference of two runs on the same pictures."
-    a,b = ({r['name']: r[metric]
-            for r in (o.rows if isinstance(o, Evaluation) else o if isinstance(o, list)
-                      else read_evaluation(o))} for o in (A,B))
+    "Paired per-image difference of two runs on the same pictures; `ValueError` if their cards define the metric differently."
+    (a,card), (b,other) = (_numbers(o, metric) for o in (A,B)); _one_definition(card, other, metric)
     both = sorted(a.keys() & b.keys())
     if not both: raise ValueError('A and B share no picture: were they evaluated on the same set?')
     d = [(n, b[n]-a[n] if b[n] != a[n] else 0.) for n in both]      # inf - inf is no difference
@@ -337,6 +369,13 @@ class Matrix(NamedTuple):
     cards: dict     # (restorer, data set) -> card
 
 # %% ../nbs/18_evaluation.ipynb #eb4f7bf7
+def card_lines(
+    cards,       # of evaluations, see `metric_card`
+)->list:         # of str, each once
+    "How the numbers of a table were made: the cards without what differs from set to set."
+    own = ('files','counted','errors','notes','data')
+    return sorted({card_line({k: v for k,v in c.items() if k not in own}) for c in cards})
+
 def _digits(metric): return 2 if metric.startswith('psnr') else 3
 
 def _shown(v, metric): return 'identical' if v is None else f'{v:.{_digits(metric)}f}'
@@ -361,14 +400,15 @@ def generalisation_matrix(
 def matrix_markdown(
     m:Matrix,  # from `generalisation_matrix`
 )->str:        # Markdown
-    "The matrix as a table, the best of each column in bold; nothing is better than 'identical'."
+    "The matrix as a table, the best of each column in bold; nothing is better than 'identical'. Below it the card."
     best = [max(_worth(r[j], m.metric) for r in m.values) for j in range(len(m.columns))]
     cell = (lambda v, j: f'**{_shown(v, m.metric)}**' if _worth(v, m.metric) == best[j]
             else _shown(v, m.metric))
     return '\n'.join(['| '+' | '.join([m.metric+', restorer on', *m.columns])+' |',
                       '|'+'-|'*(len(m.columns)+1),
                       *('| '+' | '.join([n, *(cell(v,j) for j,v in enumerate(r))])+' |'
-                        for n,r in zip(m.rows, m.values))])
+                        for n,r in zip(m.rows, m.values)),
+                      '', *(f'*{l}*' for l in card_lines(m.cards.values()))])
 
 # %% ../nbs/18_evaluation.ipynb #35e53f51
 def _shades(column):
@@ -480,9 +520,7 @@ def _notes(results, panels):
     few = sorted({f'{r.dataset} {r.images} of {DATASETS_B[r.dataset][2]}'
                   for r in rs if r.dataset in DATASETS_B and r.images != DATASETS_B[r.dataset][2]})
     some = sorted({f'{r.dataset} {r.images}' for r in rs if r.dataset in cols-DATASETS_B.keys()})
-    cards = (sorted(
-                 {card_line({k: v for k,v in r.card.items() if k not in ('files','counted','errors','notes',
-                                 'data')}) for r in rs}))
+    cards = card_lines(r.card for r in rs)
     bad = sum(r.card.get('files', r.images)-r.images for r in rs)
     return ([f'here: {len({r.seed for r in rs})} seed(s), mean ± standard deviation over seeds', *cards]
             + ([f'pictures: {", ".join(some)}; how many the whole test set has is not known here'] if some
@@ -541,7 +579,7 @@ def own_table(
     metrics=('psnr','ssim'), # columns for each data set, as the cards name them
     protocol='daclip',       # only results of this protocol count
 )->str:                      # Markdown
-    "Every method on every data set that was evaluated: best in bold, second underlined, mean ± standard deviation over seeds."
+    "Every method on every data set that was evaluated: best in bold, second underlined, mean ± standard deviation over seeds; below it the card."
     rs = [r for r in results if r.protocol == protocol]; _once(rs)
     known = sorted({k for r in rs for k in r.values})
     if odd := [k for k in metrics if k not in known]:
@@ -550,7 +588,8 @@ def own_table(
     columns = tuple((d,k) for d in dict.fromkeys(r.dataset for r in rs) for k in metrics)
     rows = [(m, 'here', [_cell(rs, m, d, k) for d,k in columns]) for m in dict.fromkeys(r.method for r in rs)]
     head, rows = _grid(Filled('method', columns, rows), '**{}**'.format, '<u>{}</u>'.format, '–')
-    return '\n'.join(['| '+' | '.join([r[0], *r[2:]])+' |' for r in (head, ['-', '', *['-:']*len(columns)], *rows)])
+    return '\n'.join([*('| '+' | '.join([r[0], *r[2:]])+' |' for r in (head, ['-', '', *['-:']*len(columns)], *rows)),
+                      '', *(f'*{l}*' for l in card_lines(r.card for r in rs))])
 
 # %% ../nbs/18_evaluation.ipynb #b7284d2b
 _TEX = {'\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '$': r'\$', '#': r'\#', '_': r'\_', '{': r'\{',

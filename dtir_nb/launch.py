@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['held_out', 'find_steps', 'put', 'read_steps', 'matching_steps', 'tune', 'train_ours', 'plain_step', 'train_plain',
-           'Parser', 'options', 'named', 'chosen', 'begun', 'settled', 'claim', 'said', 'one_line', 'work', 'main',
-           'worker', 'torchrun', 'agent', 'surroundings', 'read_status', 'attend', 'verdict', 'run_options', 'most',
-           'handed_on', 'supervise', 'run_main', 'score', 'table', 'start_rival', 'run_demo', 'report', 'figures',
-           'page']
+           'Parser', 'positive', 'options', 'named', 'place_of', 'chosen', 'begun', 'settled', 'claim', 'said',
+           'one_line', 'work', 'main', 'worker', 'torchrun', 'agent', 'surroundings', 'read_status', 'attend',
+           'verdict', 'run_options', 'most', 'handed_on', 'supervise', 'run_main', 'score', 'table', 'start_rival',
+           'run_demo', 'report', 'figures', 'page']
 
 # %% ../nbs/19_launch.ipynb #d115cc09
 import argparse, base64, contextlib, ctypes, html, io, json, os, re, secrets, signal, subprocess, sys
-import tempfile, time
+import tempfile, time, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
@@ -28,7 +28,7 @@ from .pretraining import pretrain
 from .matching import Match, match, plot_curves
 from .finetuning import _expert_params, charbonnier, finetune
 from .large import finetune_sliced
-from .incremental import History, Stage, train_incremental
+from .incremental import History, Stage, plan, train_incremental
 from .restoring import TimestepEstimator, build_net, save_restorer, train_estimator
 from .recipes import (RECIPES, Recipe, check_config, clean_pictures, demo, fit_config, gef, photos,
                              read_recipe, recipe, sources, team_of, write)
@@ -98,7 +98,10 @@ def tune(
     cfg, kw, src, clean = (fit_config(r, r.tune, r.lr_tune, 1 if r.order == 'joint' else len(matches)),
                            dict(patch=r.patch, batch=r.batch, reduce=team), sources(r), clean_pictures(r))
     if r.order != 'joint' and not (team and team.split):
-        order = sorted(matches, key=lambda k: -matches[k].t) if r.order == 'descending' else None
+        with warnings.catch_warnings():     # the list of steps has said what is unmatched
+            warnings.simplefilter('ignore')
+            order = (sorted(matches, key=lambda k: -matches[k].t) if r.order == 'descending'
+                     else [s.new for s in plan(matches)])
         return train_incremental(full, src, matches, clean, cfg, gef(r), order=order, last=r.last or None,
                                  run=out/'tune', **kw)
     f, t = finetune_sliced if team and team.split else finetune, {k: m.t for k,m in matches.items()}
@@ -149,6 +152,11 @@ class Parser(argparse.ArgumentParser):
     "An error is a `ValueError`, one line."
     def error(self, message): raise ValueError(f'{message}; {self.prog} --help says more')
 
+def positive(text)->float:
+    "A number above zero, such as seconds."
+    if not (v := float(text)) > 0: raise ValueError
+    return v
+
 def options(prog)->Parser:
     "What both entry points understand."
     ap = Parser(prog=prog, description='Train a recipe.', allow_abbrev=False)
@@ -164,13 +172,25 @@ def options(prog)->Parser:
     ap.add_argument('--hardware', default='here', help="for --dry-run: here, or such as 8x1080ti, 8xh100")
     ap.add_argument('--part', choices=('ours','plain'), default='ours', help='plain: the rival')
     ap.add_argument('--device')
-    ap.add_argument('--patience', type=float, default=600.,
+    ap.add_argument('--patience', type=positive, default=600.,
                     help='seconds after which a silent worker is given up')
     return ap
 
 # %% ../nbs/19_launch.ipynb #65c5f684
 # --scale tiny is short for demo:tiny
-def named(a)->str: return a.recipe + (f':{a.scale}' if a.scale and a.scale != 'default' else '')
+def named(a)->str:
+    if not a.scale or a.scale == 'default': return a.recipe
+    if a.recipe != 'demo':
+        raise ValueError(f'--scale {a.scale}: {a.recipe} has no scale, only demo has; --set pre=… and tune=… '
+                         'change its steps')
+    return f'demo:{a.scale}'
+
+def place_of(a)->str:
+    "The directory of the run that a command line names."
+    if not a.out: raise ValueError('--out is missing: name a directory for the run')
+    if f := next((p for p in (Path(a.out), *Path(a.out).parents) if p.exists() and not p.is_dir()), None):
+        raise ValueError(f'--out {a.out}: {f} is a file; name a directory for the run')
+    return a.out
 
 def chosen(a)->Recipe:
     "The recipe of a command line."
@@ -229,7 +249,7 @@ def one_line(e)->str: return ' '.join(str(e).split()) or type(e).__name__
 # %% ../nbs/19_launch.ipynb #78138d58
 def work(a):
     "Train what the options say, as one of the workers if there are several."
-    if not a.out: raise ValueError('--out is missing: name a directory for the run')
+    place_of(a)
     device = init_workers(a.patience) if a.device is None else check_device(a.device)
     world = int(os.environ.get('WORLD_SIZE', 1)) if 'RANK' in os.environ and a.device is None else 1
     r = settled(chosen(a), a, world); team = team_of(r, world); team.patience = a.patience
@@ -389,7 +409,7 @@ def supervise(argv)->int:
     "`run_main` without the catching of errors."
     a = run_options().parse_args(argv); n, r = most(a), chosen(a); _alone(a, n)
     if a.dry_run: print(plan_text(r, a.hardware, device=a.device)); return 0
-    if not a.out: raise ValueError('--out is missing: name a directory for the run')
+    place_of(a)
     if a.nodes != '1' and not a.master:
         raise ValueError(f'--nodes {a.nodes} wants --master HOST:PORT: by default nothing listens beyond '
                          f'this machine')

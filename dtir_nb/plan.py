@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from .core import check_device, rng
+from .core import ImageError, check_device, rng
 from .data import Clean, Mixture, Pairs
 from .backbones import count_macs
 from .conditioning import seeded
@@ -52,7 +52,8 @@ def trial(
     device='cpu',   # where the network is
 ):                  # a function that trains so many steps, and the network
     "A short piece of one stage."
-    r = replace(r, **{stage: steps}); small = r if patch is None else replace(r, patch=patch)
+    # all tasks at once, since so few steps are not enough for stages; a step costs the same
+    r = replace(r, **{stage: steps}, order='joint', last=0.); small = r if patch is None else replace(r, patch=patch)
     with seeded(r.seed): net = build_net(r.spec | (dict(experts=None) if stage == 'pre' else {})).to(device)
     clean = clean_pictures(small) if patch is None else Clean(noise_pictures(4, patch), patch=patch)
     if stage == 'pre':
@@ -147,6 +148,8 @@ def machine_name(device=None)->str:
     d = here(device)
     return torch.cuda.get_device_name(d) if d.type == 'cuda' else 'processor'
 
+def _has(r): return [k for k in ('pre','tune') if getattr(r, k)]
+
 def measure(
     r:Recipe,
     stage,        # 'pre' or 'tune'
@@ -163,15 +166,22 @@ def measure(
 
 def counted(r:Recipe)->dict:
     "`count` of each stage that has steps."
-    return {k: count(r, k) for k in ('pre','tune') if getattr(r, k)}
+    return {k: count(r, k) for k in _has(r)}
 
 # %% ../nbs/18c_plan.ipynb #7c22843d
+def _timed(r, stage, seconds, device):
+    "`measure`; who has no data yet is told what can be planned all the same."
+    try: return measure(r, stage, seconds, device)
+    except ImageError as e:
+        if e.code != 'E_MISSING': raise
+        raise ValueError(f'{e}; a plan for other machines asks for no data: --hardware 8x1080ti') from None
+
 def _stages(r, cost, per, gib):
     "A row for each stage of fine-tuning."
     steps = stage_steps(r)
     name = lambda i: 'fine-tuning' if len(steps) == 1 else f'stage {i+1}, {i+1} task' + 's'*(i>0)
     return [Row(name(i), s, s*r.batch, s*cost['tune'][0], s*per['tune']/3600, gib('tune'))
-            for i,s in enumerate(steps) if s]
+            for i,s in enumerate(steps)]
 
 # %% ../nbs/18c_plan.ipynb #c1a93bc3
 def rows(
@@ -188,8 +198,10 @@ def rows(
                          f'for each device')
     speed = h and n*(h.half if r.amp and h.half else h.tflops)*1e12*h.share
     with seeded(r.seed): net = build_net(r.spec | dict(experts=None))
+    # first what may fail for want of data
+    timed = None if h else {k: _timed(r, k, seconds, device) for k in (cost or _has(r))}
     fwd, cost = lambda images, side: 2*images*count_macs(net, (1,3,side,side), 1), cost or counted(r)
-    per = {k: c[0]/speed if h else measure(r, k, seconds, device) for k,c in cost.items()}
+    per = timed or {k: c[0]/speed for k,c in cost.items()}
     rate = speed or (cost[k][0]/per[k] if (k := next(iter(cost), None)) else 1e9)
     gib = lambda k: (cost[k][1]/(n if r.team == 'fsdp' else 1)
                      + cost[k][2]*r.patch**2*max(1, r.batch//n))/2**30
@@ -197,7 +209,7 @@ def rows(
     out = [Row('pre-training', r.pre, r.pre*r.batch, r.pre*cost['pre'][0], r.pre*per['pre']/3600,
                gib('pre'))] if r.pre else []
     for name,images,ops in (('matching', look, fwd(look, 64)), ('importance', crops, 3*fwd(crops, r.patch))):
-        out.append(Row(name, 0, images, ops, ops/(rate/n)/3600, gib('tune') if r.tune else 0.))
+        out.append(Row(name, 0, images, ops, ops/(rate/n)/3600, gib('tune')))
     return out+_stages(r, cost, per, gib)
 
 # %% ../nbs/18c_plan.ipynb #4ebcf4d8
@@ -212,9 +224,10 @@ def plan_markdown(
     total = Row('**all**', sum(o.steps for o in rs), sum(o.images for o in rs), sum(o.ops for o in rs),
                 sum(o.hours for o in rs), max((o.gib for o in rs), default=0.))
     time_ = lambda v: f'{v:,.1f} h' if v >= 1 else f'{v*60:.1f} min' if v >= .1 else f'{v*3600:.1f} s'
+    many = lambda v: f'{v:,.0f}' if v >= 100 else f'{v:.3g}'
     out = ['| stage | steps | pictures | 10¹² operations | time | memory per worker |',
            '|---|---:|---:|---:|---:|---:|']
-    out += [f'| {o.stage} | {o.steps:,} | {o.images:,} | {o.ops/1e12:,.3g} | {time_(o.hours)} | '
+    out += [f'| {o.stage} | {o.steps:,} | {o.images:,} | {many(o.ops/1e12)} | {time_(o.hours)} | '
             f'{o.gib:.2f} GiB |' for o in (*rs, total)]
     how = (f'Time: measured on the first steps, on this machine\'s {machine_name(device)}, as busy as it is, '
            f'one worker.' if h is None else

@@ -71,7 +71,7 @@ def fit_config(r, steps, lr, stages=1):
 
 def stage_steps(r)->list:
     "Steps of each stage of fine-tuning, of a recipe."
-    return [r.tune] if r.order == 'joint' or not r.tune else share(r.tune, len(r.tasks), r.last or None)
+    return [r.tune] if r.order == 'joint' else share(r.tune, len(r.tasks), r.last or None)
 
 Recipe.spec = property(spec)
 
@@ -92,9 +92,10 @@ def check_team(r, no):
 def check_recipe(r):
     "Refuse settings that are out of range or exclude one another, with what to do instead."
     def no(key, why): raise ValueError(f'recipe with {key}={getattr(r, key)!r}: {why}')
-    for k in ('width','middle','T','patch','batch','matching','samples','size','clump','shards','top'):
+    for k in ('width','middle','T','patch','batch','matching','samples','size','clump','shards','top','tune'):
         if getattr(r, k) < 1: no(k, 'has to be at least 1')
-    for k in ('pre','tune','est','experts','save_every'):
+    if min(r.enc, default=0) < 1: no('enc', 'counts the blocks of each level: one level or more, one block or more')
+    for k in ('pre','est','experts','save_every'):
         if getattr(r, k) < 0: no(k, 'has to be at least 0')
     odd = [k for k in r.tasks if k not in TASKS]
     if odd or not r.tasks or len(set(r.tasks)) < len(r.tasks):
@@ -112,7 +113,7 @@ def check_recipe(r):
     if not 0 <= r.last < 1: no('last', 'is a fraction of the fine-tuning, at least 0 and below 1')
     try: stage_steps(r)
     except ValueError as e: no('tune', str(e))
-    gef(r), fit_config(r, max(r.pre, 1), r.lr_pre), fit_config(r, max(r.tune, 1), r.lr_tune)
+    gef(r), fit_config(r, max(r.pre, 1), r.lr_pre), fit_config(r, r.tune, r.lr_tune)
 
 # %% ../nbs/18b_recipes.ipynb #1130210b
 def demo(scale='default', seed=0)->Recipe:

@@ -107,6 +107,11 @@ class Ledger:
 def reference():
     with tempfile.TemporaryDirectory() as d: return train(Path(d)/'run')
 
+def duration():
+    "Seconds that an undisturbed run takes, on this machine and as busy as it is."
+    with tempfile.TemporaryDirectory() as d:
+        t = time.perf_counter(); wait(start(lambda: train(Path(d)/'run'))); return time.perf_counter()-t
+
 # each trial has its own luck, whenever it is run
 def lot(what, trial): return random.Random(f'{what} {trial}')
 def at_step(k0, f): return lambda k, *_: k == k0 and f()
@@ -125,9 +130,9 @@ def kill_everywhere(ledger, stride=1, first=1, background=False):
             shutil.rmtree(run); at += stride
 
 RANDOM = 'SIGKILL at a random moment, many per run'
-def kill_at_random(ledger, kills, longest=.25):
-    "SIGKILL after a random while, again and again until the run is through; until so many kills have been dealt out. Every other run writes in the background."
-    want = reference()
+def kill_at_random(ledger, kills):
+    "SIGKILL after a random while, again and again until the run is through; until so many kills have been dealt out. Every other run writes in the background. A run that no kill has hit does not count."
+    want, longest = reference(), .6*duration()
     with tempfile.TemporaryDirectory() as d:
         while ledger.rows.get(RANDOM, (0,0,0))[2] < kills:
             trial = ledger.runs(RANDOM)
@@ -135,7 +140,9 @@ def kill_at_random(ledger, kills, longest=.25):
             while True:
                 pid = start(lambda: train(run, background=bool(trial % 2)))
                 time.sleep(r.uniform(.001, patience))
-                if os.waitpid(pid, os.WNOHANG)[0] == pid: break
+                if os.waitpid(pid, os.WNOHANG)[0] == pid:
+                    if mine: break
+                    shutil.rmtree(run); patience, seen = longest, []; continue
                 os.kill(pid, signal.SIGKILL); mine += wait(pid) < 0
                 # a busy machine: let it get somewhere
                 if seen == (seen := [p.name for p in ck.checkpoints(run)]): patience *= 1.2
@@ -144,17 +151,21 @@ def kill_at_random(ledger, kills, longest=.25):
 
 SIGNALS = 'SIGTERM, SIGINT, SIGUSR1 at a random moment'
 def stop_at_random(ledger, runs):
-    "A polite signal at a random moment: the run leaves with 85 after saving, or had not yet begun; start again until done."
-    want = reference()
+    "A polite signal at a random moment: the run leaves with 85 after saving, or had not yet begun; start again until done. A run that no signal has hit does not count."
+    want, longest = reference(), .8*duration()
     with tempfile.TemporaryDirectory() as d:
         for trial in range(ledger.runs(SIGNALS), runs):
             r, run, ok, n = lot(SIGNALS, trial), Path(d)/str(trial), True, 0
             for _ in range(200):
-                pid = start(lambda: train(run, background=bool(trial % 2))); time.sleep(r.uniform(.02, .15))
-                if os.waitpid(pid, os.WNOHANG)[0] == pid: break
+                was = len(tr.read_log(run))
+                pid = start(lambda: train(run, background=bool(trial % 2))); time.sleep(r.uniform(.001, longest))
+                if os.waitpid(pid, os.WNOHANG)[0] == pid:
+                    if n: break
+                    shutil.rmtree(run); continue
                 s = r.choice((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)); os.kill(pid, s); n += 1
-                # 1 and -s: before or after the loop, where the signal is not ours
-                ok &= wait(pid) in (85, 0, 1, -s)
+                # 1 and -s: before the loop or after it, where the signal is not ours
+                rc = wait(pid); outside = len(tr.read_log(run)) <= was or final(run) == want
+                ok &= rc == 85 or rc == 0 and final(run) == want or rc in (1, -s) and outside
             ledger.add(SIGNALS, ok and wait(start(lambda: train(run))) == 0 and final(run) == want, n)
 
 DAMAGE = 'SIGKILL, then the newest checkpoint damaged'
@@ -246,7 +257,7 @@ def main():
                                       max(a.kills//4, a.kills-led.kills()+led.rows.get(RANDOM, (0,0,0))[2]))
     for f in (power_cuts, lambda led: damage_newest(led, max(3, a.kills//10)),
               lambda led: disk_full(led, max(2, a.kills//20)),
-              lambda led: stop_at_random(led, max(1, a.kills//40)),
+              lambda led: stop_at_random(led, max(1, a.kills//20)),
               lambda led: change_workers(led, max(1, a.kills//60)),
               lambda led: stalled_worker(led, max(1, a.kills//100)),
               lambda led: kill_everywhere(led, a.stride),

@@ -60,7 +60,7 @@ def test_p2_kills_at_random_moments():
 
 @pytest.mark.long
 def test_p2_fifty_kills_at_random_moments():
-    led = Ledger(); chaos.kill_at_random(led, 50); assert led.ok() and led.kills() >= 50, str(led)
+    led = Ledger(); chaos.kill_at_random(led, 50); assert led.ok() and led.kills() >= 50 and led.kills() >= 2*led.runs(chaos.RANDOM), str(led)
 
 # P3: power cuts ------------------------------------------------------------------------------------------------------------------------
 def test_p3_power_cut_after_every_operation(tmp_path):

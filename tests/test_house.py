@@ -40,3 +40,14 @@ def test_plots_get_a_palette_and_photographs_stay():
     assert with_palette(small) == small                       # once is enough
     photo = png(lambda out: Image.open(ROOT/'nbs/images/degraded.jpg').save(out, 'png'))
     assert with_palette(photo) == photo
+
+# what is longer, and how long it may be: (cells, kB)
+LONGER = {'01_degradations': (105, 500), '02_data': (100, 700), '02a_doctor': (115, 500), '06a_perceptual': (100, 780),
+          '08_training': (145, 500), '18a_figures': (100, 700), 'claims': (125, 500), 'benchmarks': (130, 500),
+          '19_launch': (110, 500)}
+def test_notebooks_are_short():
+    found = {p.stem: (len(json.loads(t)['cells']), len(t.encode())/1e3) for p in (ROOT/'nbs').rglob('*.ipynb')
+             if '.ipynb_checkpoints' not in p.parts for t in (p.read_text(encoding='utf-8'),)}
+    limit = lambda k: LONGER.get(k, (100, 500))
+    assert not {k: v for k,v in found.items() if v[0] > limit(k)[0] or v[1] > limit(k)[1]}
+    assert LONGER.keys() <= found.keys()
