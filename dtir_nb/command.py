@@ -225,21 +225,22 @@ def data_doctor(
     json:str=None,         # also write the findings to this file
     workers:int=2,         # processes
 ):
-    "What is in a folder of data, and what is wrong with it."
+    "What is in a folder of data, and what is wrong with it (then the exit code is 65)."
     from dtir_nb.doctor import data_doctor as f
-    f(dir, json, workers)
+    return 0 if f(dir, json, workers).ok else 65
 
 def data_make_lq(
     gt:str,                # folder of clean pictures
     out:str,               # where the pairs go
     task:str,              # the degradation
     seed:int=0,            # of the draws
-    strength:str=None,     # a number, or 'daclip' for the setting of the benchmark; default: drawn from the training range
+    strength:str=None,     # a number, 'benchmark' for the fixed one, or 'daclip' for what DA-CLIP's script does; default: drawn from the training range
     masks:str=None,        # folder of masks for inpainting, white is kept
+    bad:str='stop',        # files that cannot be used: 'stop' with their list before anything is written, or 'skip' them
 ):
     "Write the degraded side of a folder of clean pictures."
     from dtir_nb.doctor import data_make_lq as f
-    f(gt, out, task, seed, strength, masks=masks)
+    f(gt, out, task, seed, strength, masks=masks, bad=bad)
 
 # %% ../nbs/19a_command.ipynb #70a4f417
 def data_prepare(
@@ -257,8 +258,10 @@ def data_leaks(
     workers:int=2,         # processes
 ):
     "Test pictures, whole or in parts, inside a training set: report with pictures side by side."
+    import json, pathlib
     from dtir_nb.leaks import data_leaks as f
     f(train, test, out, workers=workers)
+    return 65 if json.loads((pathlib.Path(out)/'leaks.json').read_text())['errors'] else 0
 
 # %% ../nbs/19a_command.ipynb #276d58cd
 def bench(

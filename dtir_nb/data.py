@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from PIL import Image
 from .core import Batch, FORMATS, ImageError, Portable, check_images, load_image, rng, to_uint8
 from .degradations import degrade
-from .inspection import first_look, unchanged
+from .inspection import first_look, reopen
 
 # %% ../nbs/02_data.ipynb #284f9231
 class Photo(NamedTuple):
@@ -97,16 +97,18 @@ def _unpack(x): return x.float()/255 if x.dtype == torch.uint8 else x.float()
 def _tree(folder):
     "Every path below a folder, and below links to folders elsewhere; a link to a part of the tree itself, or to what holds it, adds nothing, and a link found behind a link at most what nobody has led to."
     seen, within = set(), lambda a, b: a == b or a.startswith(b.rstrip(os.sep)+os.sep)
-    def walk(d, homes):                       # homes: the real folders whose trees we are in
-        try: found = sorted(os.scandir(d), key=lambda e: e.name)
-        except PermissionError: return
-        for e in found:
-            yield Path(e.path)
-            if e.is_dir(follow_symlinks=False): yield from walk(e.path, homes)
-            elif e.is_symlink() and os.path.isdir(to := os.path.realpath(e.path)):
-                known = any(within(to, h) or within(h, to) for h in homes) or len(homes) > 1 and to in seen
-                if not known: seen.add(to); yield from walk(e.path, (*homes, to))
-    yield from walk(folder, (os.path.realpath(folder),))
+    def inside(d):
+        try: return iter(sorted(os.scandir(d), key=lambda e: e.name))
+        except PermissionError: return iter(())
+    todo = [(inside(folder), (os.path.realpath(folder),))]  # and the real folders whose trees we are in
+    while todo:                                             # a stack: a tree may be deeper than functions can call
+        found, homes = todo[-1]
+        if (e := next(found, None)) is None: todo.pop(); continue
+        yield Path(e.path)
+        if e.is_dir(follow_symlinks=False): todo.append((inside(e.path), homes))
+        elif e.is_symlink() and os.path.isdir(to := os.path.realpath(e.path)):
+            known = any(within(to, h) or within(h, to) for h in homes) or len(homes) > 1 and to in seen
+            if not known: seen.add(to); todo.append((inside(e.path), (*homes, to)))
 
 # %% ../nbs/02_data.ipynb #57a3094d
 def files(
@@ -176,10 +178,7 @@ class Pictures:
 def _read(self:Pictures, path):
     "Decode a file, unless it is another one than the one that was looked at."
     rec = self.seen.get(os.fspath(path))
-    if rec and not unchanged(path, rec):
-        raise ImageError(path, 'E_CHANGED', 'has changed since the run began to use it; leave the data alone '
-                         'while a run reads them')
-    return _pack(load_image(path))
+    return _pack(reopen(path, rec) if rec else load_image(path))
 
 @patch
 def look(self:Pictures):

@@ -58,7 +58,9 @@ def check_strength(
     most=math.inf, # the largest strength that has a meaning
 )->Tensor:         # (B,) float32
     "The strength of each image, or a `ValueError` that says what it may be."
-    s = torch.as_tensor(strength, dtype=torch.float32, device=x.device)
+    try: s = torch.as_tensor(strength, dtype=torch.float32, device=x.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f'strength is {strength!r}: give a number, or a tensor ({len(x)},)') from None
     if s.ndim > 1 or (s.ndim == 1 and len(s) != len(x)):
         raise ValueError(f'strength has shape {tuple(s.shape)} for {len(x)} images: give a number, or a '
                          f'tensor ({len(x)},)')

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SAME', 'LAYOUTS', 'DACLIP', 'CLEAN', 'ALIASES', 'SIDES', 'BY_CHANCE', 'Fit', 'fit_pair', 'misfit', 'inspect_pair',
-           'answer', 'examine', 'Layout', 'guess_task', 'guess', 'Group', 'survey', 'Report', 'doctor', 'data_doctor',
-           'read_jsonl', 'make_lq', 'data_make_lq', 'prepare', 'manifest_pairs', 'data_prepare', 'ArchiveError',
-           'unpack']
+           'answer', 'examine', 'Layout', 'guess_task', 'guess', 'Group', 'not_taken', 'survey', 'Report', 'doctor',
+           'data_doctor', 'read_jsonl', 'make_lq', 'data_make_lq', 'prepare', 'manifest_pairs', 'data_prepare',
+           'ArchiveError', 'unpack']
 
 # %% ../nbs/02a_doctor.ipynb #c1671dc8
-import hashlib, json, lzma, math, os, re, shutil, stat, tarfile, tempfile, unicodedata, zipfile, zlib
+import contextlib, hashlib, json, lzma, math, os, re, shutil, stat, struct, tarfile, tempfile, unicodedata
+import warnings, zipfile, zlib
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +18,8 @@ import numpy as np, torch
 from PIL import Image
 from scipy import ndimage
 from tqdm.auto import tqdm
-from .core import FORMATS, ImageError, load_image, rng, save_image
-from .inspection import Child, _blank, inspect_file, scan, unchanged
+from .core import FORMATS, ImageError, rng, save_image
+from .inspection import Child, _blank, first_look, inspect_file, reopen, scan, unchanged
 from .data import BadFiles, _too_small, _tree, files, pair_files
 from .degradations import STRENGTHS, TASKS, daclip, degrade
 
@@ -281,6 +282,32 @@ def _listing(root):
     pics = {p for p in found if known.get(os.path.splitext(p)[1].lower()) in FORMATS}
     return [p for p in found if p in pics], [p for p in found if p not in pics and not os.path.isdir(p)]
 
+# %% ../nbs/02a_doctor.ipynb #75f2ffeb
+def not_taken(
+    paths,    # of files that are no pictures by their suffix
+    most=8,   # name so many kinds
+)->str:       # '' if there are none
+    "How many files are left aside, and of which kinds."
+    if not (paths := list(paths)): return ''
+    kinds = Counter(Path(p).suffix.lower() or 'no suffix' for p in paths).most_common()
+    return _printable(f"{len(paths)} file{'s are' if len(paths) > 1 else ' is'} left aside, by suffix: "
+                      + ', '.join(f'{k} ×{n}' for k,n in kinds[:most]) + ', …'*(len(kinds) > most))
+
+def _printable(s):
+    "Text in which bytes that are no UTF-8, and what would break a line or a table, are spelt out."
+    s = ''.join(c if c.isprintable() or '\ud800' <= c <= '\udfff' else repr(c)[1:-1] for c in str(s))
+    return s.encode('utf-8', 'backslashreplace').decode().replace('|', r'\|')
+
+def _pictures(root, name):
+    "`files`, or a `ValueError` that names the argument if there are none: an empty answer would look like a good one."
+    if not os.path.isdir(root):
+        raise ValueError(f'{name} is {os.fspath(root)!a}, which is not a folder: check the path')
+    if out := files(root): return out
+    other = not_taken(p for p in _tree(root) if not p.is_dir())
+    raise ValueError(f'{name} is {os.fspath(root)!a}, which holds no picture in {", ".join(FORMATS)}'
+                     + f' ({other})'*bool(other) + ': check the path')
+
+
 # %% ../nbs/02a_doctor.ipynb #ca97f1e9
 def _by_layout(row, paths):
     "Groups of one layout among `paths`, by split and by the folder that the layout begins in."
@@ -380,13 +407,13 @@ def _table_row(g):
                 for c,_,_ in g['findings'])
     sets = ' or '.join(f"{k} {g['split']}".strip() + (f" ({g['found']} of {v})" if v else '')
                        for k,v in g['sets'].items()) or 'unknown'
-    return (f"| {g['folder']} | {g['task'] or 'unknown'} | {sets} | {g['found']} {g['kind']} | "
+    return (f"| {_printable(g['folder'])} | {g['task'] or 'unknown'} | {sets} | {g['found']} {g['kind']} | "
                 f"{n['part'] or ''} | {n['fit'] or ''} | {n['E'] or ''} | {n['W'] or ''} | "
                 f"{'' if g['psnr'] is None else format(g['psnr'], '.1f')} |")
 
 # %% ../nbs/02a_doctor.ipynb #4b696efa
 class Report(NamedTuple):
-    "What the doctor found. `.ok`, `.table()`, `.problems()`, `.json()`."
+    "What the doctor found. `.ok`, `.table()`, `.problems()`, `.left_aside()`, `.json()`."
     root: str
     groups: list  # of dicts
     other: list   # files that are not pictures
@@ -402,8 +429,11 @@ class Report(NamedTuple):
     def problems(self, most=20):
         "The findings, errors first, one a line."
         all_ = sorted((c, p, w) for g in self.groups for c,p,w in g['findings'])
-        return '\n'.join([f'{c:14s} {p!a}: {w}' for c,p,w in all_[:most]]
+        return '\n'.join([f'{c:14s} {p!a}: {_printable(w)}' for c,p,w in all_[:most]]
                          + [f'… and {len(all_)-most} more, all of them in the JSON']*(len(all_) > most))
+    def left_aside(self):
+        "How many files are no pictures for us, and of which kinds."
+        return not_taken(self.other)
     def json(self):
         "Everything, as text."
         return json.dumps(dict(root=self.root, ok=self.ok, groups=self.groups,
@@ -431,9 +461,7 @@ def doctor(
     progress=False,# show a bar
 )->Report:
     "Which data sets are here, complete or not, which pairs do not fit, which files are bad and why."
-    if not os.path.isdir(root):
-        raise ValueError(f'root is {os.fspath(root)!a}, which is not a folder: check the path')
-    groups, other = survey(root)
+    _pictures(root, 'root'); groups, other = survey(root)
     jobs = [[dict(lq=a, gt=b, root=str(root), task=g.task) for a,b in g.pairs]
             + [dict(path=p, root=str(root)) for p in g.no_gt+g.no_lq] for g in groups]
     answers, out = iter(examine([j for js in jobs for j in js], workers, seconds, memory, progress)), []
@@ -451,8 +479,8 @@ def data_doctor(
 )->Report:
     "Print what is in a folder of data and what is wrong with it."
     r = doctor(dir, workers=workers, progress=progress)
-    print(r.table(), r.problems() or 'nothing to complain about', sep='\n\n')
-    if json: Path(json).write_text(r.json())
+    if json: Path(json).write_text(r.json())           # first: printing may fail, a pipe may close
+    print(r.table(), r.problems() or 'nothing to complain about', *filter(None, [r.left_aside()]), sep='\n\n')
     return r
 
 # %% ../nbs/02a_doctor.ipynb #ceddc75c
@@ -469,14 +497,11 @@ def _mask_of(masks, rel, n, seed):
     return (masks[n] if n is not None
             else masks[int(torch.randint(len(masks), (), generator=rng(seed, 'mask', rel)))])
 
-def _degrade_file(path, rel, task, seed, strength, mask=None):
-    "One degraded picture (3,H,W) and the parameters that were drawn for it."
-    x, gen = load_image(path)[None], rng(seed, 'make_lq', task, rel)
+def _degrade_file(path, rel, task, seed, strength, mask, seen):
+    "One degraded picture (3,H,W) and the parameters that were drawn for it; `seen` are the records of the files."
+    x, gen = reopen(path, seen[os.fspath(path)])[None], rng(seed, 'make_lq', task, rel)
     if mask:
-        keep = (load_image(mask)[None, :1] > .5).float()
-        if keep.shape[2:] != x.shape[2:]:
-            raise ImageError(mask, 'E_PAIR_SIZE', f'a mask of {keep.shape[3]}×{keep.shape[2]} for {rel!a} of '
-                             f'{x.shape[3]}×{x.shape[2]}: give masks of the size of the pictures')
+        keep = (reopen(mask, seen[os.fspath(mask)])[None, :1] > .5).float()
         return daclip(x, task, keep=keep)[0], dict(mask=mask.name, sha256=_sha(mask))
     if strength == 'daclip': return daclip(x, task, gen)[0], {}
     if strength == 'benchmark': strength = STRENGTHS[task].source
@@ -508,8 +533,7 @@ def _masks(masks, task, strength, n):
     if task != 'inpainting' or strength not in (None, 'daclip'):
         raise ValueError(f"masks goes with task='inpainting' and strength=None or 'daclip', not with "
                          f"{task!r} and {strength!r}")
-    out = files(masks)
-    if not out: raise ValueError(f'masks is {os.fspath(masks)!a}, which holds no pictures')
+    out = _pictures(masks, 'masks')
     if strength == 'daclip' and len(out) != n:
         raise ValueError(f"strength 'daclip' lays the n-th mask on the n-th picture, but there are "
                          f"{len(out)} masks for {n} pictures")
@@ -518,7 +542,7 @@ def _masks(masks, task, strength, n):
 # %% ../nbs/02a_doctor.ipynb #4c47efff
 def _told_apart(gt):
     "The clean pictures of a folder; those whose names differ in the suffix only are refused."
-    pics, seen = files(gt), {}
+    pics, seen = _pictures(gt, 'gt'), {}
     for p in pics:
         if (q := seen.setdefault(p.with_suffix(''), p)) is not p:
             raise ValueError(f'gt is {os.fspath(gt)!a}, where {q.name!a} and {p.name!a} differ in their '
@@ -527,30 +551,69 @@ def _told_apart(gt):
 
 def _digests(lq, gt): return dict(sha256=_sha(lq), gt_sha256=_sha(gt))
 
+def _sound(todo, bad, **limits):
+    "Have each (picture, name, mask) looked at, in processes that may die of it: the usable ones, and the records. The others are one list."
+    if bad not in ('stop', 'skip'): raise ValueError(f"bad is {bad!r}: it is 'stop' or 'skip'")
+    seen = first_look([q for p,_,m in todo for q in (p, m) if q], **limits)
+    good, wrong = [], {}
+    for p, rel, m in todo:
+        r, *hole = recs = [seen[os.fspath(q)] for q in (p, m) if q]
+        ill = [ImageError(o['path'], o['code'], o['why']) for o in recs if o['code']]
+        if hole and not ill and (hole[0]['width'], hole[0]['height']) != (r['width'], r['height']):
+            ill = [ImageError(p, 'E_PAIR_SIZE', f"is {r['width']}×{r['height']}, and its mask {m.name!a} "
+                              f"{hole[0]['width']}×{hole[0]['height']}: give masks of the size of the pictures")]
+        wrong |= {os.fspath(e.path): e for e in ill}
+        if not ill: good.append((p, rel, m))
+    if wrong and (bad == 'stop' or not good): raise BadFiles(wrong.values())
+    if wrong:
+        warnings.warn('\n'.join([f'{len(todo)-len(good)} pictures are skipped:', *map(str, wrong.values())]),
+                      stacklevel=3)
+    return good, seen
+
+# %% ../nbs/02a_doctor.ipynb #8916a3c6
+def _settled(task, strength, holes):
+    "Is it a strength that the task has?"
+    if isinstance(strength, (int, float)) and math.isfinite(strength) or strength in (None, 'benchmark'): return
+    if strength != 'daclip':
+        raise ValueError(f"strength is {strength!r}: it is a number, 'benchmark', 'daclip', or none at all to "
+                         'draw from the training range')
+    if task not in ('noisy', 'jpeg', 'inpainting'):
+        raise ValueError(f"strength is 'daclip' and task is {task!r}: DA-CLIP computes 'noisy', 'jpeg' and "
+                         "'inpainting' only, its other tasks are photographed; take 'benchmark'")
+    if task == 'inpainting' and not holes:
+        raise ValueError("strength is 'daclip' and masks is None: DA-CLIP's holes come from its masks, give "
+                         'their folder as masks')
+
 # %% ../nbs/02a_doctor.ipynb #f43aa61a
 def make_lq(
     gt,             # folder of clean pictures
     out,            # folder that will hold LQ/, GT/ (hard links or copies) and lq.jsonl
     task,           # name of the degradation
     seed=0,         # same seed, same bytes
-    strength=None,  # a number, None to draw from the training range, 'benchmark' for the fixed one, 'daclip' for DA-CLIP's script to the bit
+    strength=None,  # a number, None to draw from the training range, 'benchmark' for the fixed one, 'daclip' for what DA-CLIP's script does: to the bit for 'jpeg' and 'inpainting', with noise of our own for 'noisy', whose draw has no seed there
     progress=False, # show a bar
     masks=None,     # for 'inpainting': folder of masks, white = kept; drawn by the picture's name, or for 'daclip' the n-th for the n-th
+    bad='stop',     # unusable files: 'stop' with a list before anything is written, or 'skip' them
+    **limits,       # `workers`, `seconds` and `memory` for the first look at the files, as in `first_look`
 )->Path:            # `out`
     "Write the degraded side of a folder of clean pictures; goes on where it was interrupted."
     if task not in TASKS: raise ValueError(f'task is {task!r}: choose from {", ".join(TASKS)}')
     gt, out, pics = Path(gt), Path(out), _told_apart(gt); holes = _masks(masks, task, strength, len(pics))
+    _settled(task, strength, holes)
     what = dict(task=task, seed=seed, strength=strength) | (dict(masks=len(holes)) if holes else {})
-    out.mkdir(parents=True, exist_ok=True); done = _resumed(out/'lq.jsonl', what)
+    out.mkdir(parents=True, exist_ok=True); done, todo = _resumed(out/'lq.jsonl', what), []
+    side = lambda rel: (out/'LQ'/rel).with_suffix('.png')
+    for n,p in enumerate(pics):
+        rel = p.relative_to(gt).as_posix(); lq = side(rel)
+        if rel in done and lq.exists() and done[rel].items() >= _digests(lq, p).items(): continue
+        todo.append((p, rel, _mask_of(holes, rel, n if strength == 'daclip' else None, seed)))
+    good, seen = _sound(todo, bad, **limits)
     with (out/'lq.jsonl').open('a') as f:
-        for n,p in enumerate(tqdm(pics, disable=not progress, desc=f'make {task}')):
-            rel = p.relative_to(gt).as_posix(); lq, link = (out/'LQ'/rel).with_suffix('.png'), out/'GT'/rel
-            if rel in done and lq.exists() and done[rel].items() >= _digests(lq, p).items(): continue
-            for q in (lq, link): q.parent.mkdir(parents=True, exist_ok=True)
-            y, params = _degrade_file(p, rel, task, seed, strength,
-                                      _mask_of(holes, rel, n if strength == 'daclip' else None, seed))
-            save_image(y, lq); _link(p, link)
-            f.write(json.dumps(dict(path=rel, **what, params=params, **_digests(lq, p)))+'\n'); f.flush()
+        for p, rel, mask in tqdm(good, disable=not progress, desc=f'make {task}'):
+            y, params = _degrade_file(p, rel, task, seed, strength, mask, seen)
+            for q in (side(rel), out/'GT'/rel): q.parent.mkdir(parents=True, exist_ok=True)
+            save_image(y, side(rel)); _link(p, out/'GT'/rel)
+            f.write(json.dumps(dict(path=rel, **what, params=params, **_digests(side(rel), p)))+'\n'); f.flush()
     return out
 
 # %% ../nbs/02a_doctor.ipynb #f2ae667a
@@ -560,11 +623,15 @@ def _link(src, dst):
     try: os.link(os.path.realpath(src), dst)
     except OSError: shutil.copyfile(src, dst)
 
-def data_make_lq(gt, out, task, seed=0, strength=None, progress=True, masks=None):
+def data_make_lq(gt, out, task, seed=0, strength=None, progress=True, masks=None, bad='stop'):
     "Write the degraded side of a folder of clean pictures, with what was drawn for each."
-    if isinstance(strength, str) and strength not in ('daclip', 'benchmark'): strength = float(strength)
-    out = make_lq(gt, out, task, seed, strength, progress, masks)
-    print(f'{len(read_jsonl(out/"lq.jsonl"))} pairs in {out}, parameters in {out/"lq.jsonl"}')
+    if isinstance(strength, str):
+        with contextlib.suppress(ValueError): strength = float(strength)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always', UserWarning)
+        out = make_lq(gt, out, task, seed, strength, progress, masks, bad)
+    print(*[w.message for w in said],
+          f'{len(read_jsonl(out/"lq.jsonl"))} pairs in {out}, parameters in {out/"lq.jsonl"}', sep='\n')
 
 # %% ../nbs/02a_doctor.ipynb #9d84904b
 def _jobs(groups, root):
@@ -602,7 +669,7 @@ def prepare(
     progress=False, # show a bar
 )->Path:            # root/manifest.jsonl
     "Examine and hash every file under a folder into `manifest.jsonl`; goes on where it was interrupted."
-    root = Path(root); out, part = root/'manifest.jsonl', root/'manifest.jsonl.part'
+    _pictures(root, 'root'); root = Path(root); out, part = root/'manifest.jsonl', root/'manifest.jsonl.part'
     known = {(r['side'], r['path'], r.get('pair')): r for r in read_jsonl(out) + read_jsonl(part)
              if not {r['code'], r.get('pair_code')} & {*BY_CHANCE} and _unchanged(r, root)}
     todo, keep = [], []
@@ -657,57 +724,88 @@ def data_prepare(dir, workers=2, progress=True):
 class ArchiveError(ValueError):
     "An archive that must not be unpacked, and why."
 
-def _write(path, out, name, src, left, most):
-    "Copy one member into the folder, and nowhere else; returns how many bytes may still come."
+class _Room:
+    "How much of an archive may still come out: bytes, as a number and by the archive's own size, and members."
+    def __init__(self, path, max_bytes, ratio, max_members):
+        grown = max(ratio*os.path.getsize(path), 1e7)             # what is small may grow as it likes
+        self.path, self.left, self.members, self.most = path, min(max_bytes, grown), max_members, max_members
+        self.why = (f'more than max_bytes={max_bytes:g} bytes inside' if max_bytes <= grown else
+                    f'it would grow more than ratio={ratio:g} times')
+    def take(self, n):
+        self.left -= n
+        if self.left < 0: raise ArchiveError(f'{self.path}: {self.why}')
+    def member(self):
+        self.members -= 1
+        if self.members < 0: raise ArchiveError(f'{self.path}: more than max_members={self.most:g} members inside')
+
+def _write(room, out, name, src):
+    "Copy one member into the folder, and nowhere else."
     to = os.path.normpath(os.path.join(out, name))
-    if os.path.commonpath([to, str(out)]) != str(out) or '\\' in name or '\0' in name:
-        raise ArchiveError(f'{path}: {name!a} leaves the folder')
+    if os.path.commonpath([to, str(out)]) != str(out) or '\\' in name or '\0' in name or name.count('/') > 99:
+        raise ArchiveError(f'{room.path}: {name[:300]!a} leaves the folder, or is more than 99 folders deep')
     os.makedirs(os.path.dirname(to), exist_ok=True)
     with src, open(to, 'xb') as dst:
-        while block := src.read(1 << 20):
-            left -= len(block)
-            if left < 0: raise ArchiveError(f'{path}: more than max_bytes={most:g} bytes inside')
-            dst.write(block)
-    return left
+        while block := src.read(1 << 20): room.take(len(block)); dst.write(block)
 
 # %% ../nbs/02a_doctor.ipynb #46a7ad70
-def _zip(path, out, most, ratio):
+def _zip(room, out):
     "Unpack a zip, counting bytes."
-    left = most
-    with zipfile.ZipFile(path) as z:
+    with zipfile.ZipFile(room.path) as z:
         for i in z.infolist():
+            room.member()
             if i.is_dir(): continue
             if stat.S_IFMT(i.external_attr >> 16) not in (0, stat.S_IFREG):
-                raise ArchiveError(f'{path}: {i.filename!a} is a link or a device')
-            if i.flag_bits & 1: raise ArchiveError(f'{path}: {i.filename!a} is encrypted; unpack it yourself')
-            if i.file_size > 1e6 and i.file_size > ratio*max(i.compress_size, 1):
-                raise ArchiveError(f'{path}: {i.filename!a} would grow '
-                                   f'{i.file_size/max(i.compress_size, 1):.0f} times')
-            left = _write(path, out, i.filename, z.open(i), left, most)
+                raise ArchiveError(f'{room.path}: {i.filename!a} is a link or a device')
+            if i.flag_bits & 1:
+                raise ArchiveError(f'{room.path}: {i.filename!a} is encrypted; unpack it yourself')
+            _write(room, out, i.filename, z.open(i))
+
 
 # %% ../nbs/02a_doctor.ipynb #ebed4194
-def _tar(path, out, most):
+_NOTES = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE
+
+class _Head(tarfile.TarInfo):
+    "The head of a member: a name, a note or a map of holes that could be of any length is refused before it is read."
+    @classmethod
+    def frombuf(cls, *args):
+        m = super().frombuf(*args)
+        if m.type in _NOTES and m.size > 1 << 16: raise ArchiveError(f'a name or a note of {m.size} bytes')
+        if m.type == tarfile.GNUTYPE_SPARSE: raise ArchiveError('a file with holes')
+        return m
+    def _proc_gnusparse_10(self, *_): raise ArchiveError('a file with holes')
+
+def _tar(room, out):
     "Unpack a tar, counting bytes: plain files and folders only, so that nothing in it can point elsewhere."
-    left = most
-    with tarfile.open(path) as t:
-        for m in t:
-            if not (m.isfile() or m.isdir()): raise ArchiveError(f'{path}: {m.name!a} is a link or a device')
-            if m.size > left: raise ArchiveError(f'{path}: more than max_bytes={most:g} bytes inside')
-            if m.isfile(): left = _write(path, out, m.name, t.extractfile(m), left, most)
-        t.fileobj.seek(t.offset)                # where the members end, two empty blocks have to follow
-        if t.fileobj.read(512) != bytes(512):
-            raise ArchiveError(f'{path}: damaged or cut off: no end mark after {len(t.getmembers())} members')
-        left = max(left, 1 << 20)               # padding
-        while block := t.fileobj.read(1 << 20): # the checksum of a compressed file stands at its very end
-            left -= len(block)
-            if left < 0: raise ArchiveError(f'{path}: more than max_bytes={most:g} bytes inside')
+    try: t = tarfile.open(room.path, tarinfo=_Head)
+    except tarfile.ReadError: raise ArchiveError(f'{room.path}: neither a zip nor a tar file') from None
+    with t:
+        while (m := t.next()) is not None:
+            room.member(); t.members.clear()    # what has been unpacked need not be remembered
+            if not (m.isfile() or m.isdir()): raise ArchiveError(f'{room.path}: {m.name!a} is a link or a device')
+            if m.size > room.left: room.take(m.size)
+            if m.isfile(): _write(room, out, m.name, t.extractfile(m))
+        _ended(t, room)
+
+
+# %% ../nbs/02a_doctor.ipynb #faee19ed
+def _ended(t, room):
+    "Does a tar end where its members do?"
+    t.fileobj.seek(t.offset)                # two empty blocks have to follow
+    if t.fileobj.read(512) != bytes(512):
+        raise ArchiveError(f'{room.path}: damaged or cut off: no end mark after '
+                           f'{room.most-room.members} members')
+    room.left = max(room.left, 1 << 20)     # padding
+    while block := t.fileobj.read(1 << 20): # the checksum of a compressed file stands at its very end
+        room.take(len(block))
+
 
 # %% ../nbs/02a_doctor.ipynb #fd975d20
 def unpack(
     archive,         # a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz
     out,             # folder to create
     max_bytes=200e9, # refuse to write more
-    ratio=200,       # refuse members of a zip that grow more than this
+    ratio=200,       # refuse what grows to more than this many times the archive, and to more than 10 MB
+    max_members=1e6, # refuse more files and folders
 )->Path:             # `out`
     "Unpack an archive of a stranger: all of it, inside one new folder, or nothing."
     out = Path(os.path.abspath(out))
@@ -715,11 +813,11 @@ def unpack(
     out.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(dir=out.parent, prefix=f'.{out.name}-'))
     try:
-        if zipfile.is_zipfile(archive): _zip(archive, tmp, max_bytes, ratio)
-        elif tarfile.is_tarfile(archive): _tar(archive, tmp, max_bytes)
-        else: raise ArchiveError(f'{archive}: neither a zip nor a tar file')
+        room = _Room(archive, max_bytes, ratio, max_members)
+        (_zip if zipfile.is_zipfile(archive) else _tar)(room, tmp)
         os.chmod(tmp, 0o755); os.rename(tmp, out)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError) as e:
-        raise ArchiveError(f'{archive}: {e}') from None
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError,
+            RuntimeError, struct.error) as e:  # a method that is not known, or heads that lead into each other
+        raise ArchiveError(str(e) if str(archive) in str(e) else f'{archive}: {e}') from None
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return out

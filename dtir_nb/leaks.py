@@ -18,7 +18,8 @@ from scipy import ndimage
 from tqdm.auto import tqdm
 from .core import ImageError, load_image, to_uint8
 from .data import files
-from .doctor import fit_pair
+from .doctor import _pictures, fit_pair
+from .inspection import first_look, reopen
 
 # %% ../nbs/02b_leaks.ipynb #cd82c54e
 _STEPS, _S0 = 3, 1.6      # scales per octave, and the finest one in pixels
@@ -203,7 +204,7 @@ def candidates(
     return out + _whole(test, train, {(m.test, m.train) for m in out})
 
 # %% ../nbs/02b_leaks.ipynb #cc74690e
-def _whole(test, train, known, far=7):
+def _whole(test, train, known, far=12):
     "Candidates by the hash of the whole picture: smooth or badly damaged copies have few places."
     a, b = (np.array([p.whole for p in ps], np.uint64) for ps in (test, train))
     return [Match(int(i), int(j), flip, tuple(np.divide(train[j].size, test[i].size).tolist()), (0., 0.), 0)
@@ -243,19 +244,32 @@ def overlay(
     near = max(map(abs, f.shift)) <= 3
     return (f.peak if near else f.here), share, tuple(round(float(v)) for v in (*lo, *hi))
 
+# %% ../nbs/02b_leaks.ipynb #eb8e77ba
+def _key(path):
+    "What a fingerprint is kept under: path, size and time; None for a file that is not there."
+    try: st = os.stat(path)
+    except OSError: return None
+    return f'{os.path.abspath(path)}|{st.st_size}|{st.st_mtime_ns}'
+
+
 # %% ../nbs/02b_leaks.ipynb #6efd5c48
 def fingerprints(
     paths,          # files
-    workers=2,      # threads
+    workers=2,      # processes that look into them, and threads
     cache=None,     # file in which to keep fingerprints between calls
-    progress=False, # show a bar
+    progress=False, # show bars
+    seconds=20.,    # a file that takes longer to decode is refused
+    memory=2e9,     # and one whose decoding takes more bytes
 ):                  # (prints, usable paths, errors)
     "Fingerprints of files; those that are known from the cache, by path, size and time, are not read again."
     known = _load_prints(cache) if cache else {}
-    key = lambda p: f'{os.path.abspath(p)}|{os.stat(p).st_size}|{os.stat(p).st_mtime_ns}'
+    keys = {p: _key(p) for p in paths}
+    seen = first_look([p for p in paths if keys[p] not in known], workers, seconds, memory, progress, 'ignore')
     def one(p):
-        try: k = key(p); return k, known[k] if k in known else fingerprint(load_image(p, alpha='ignore'))
-        except (ImageError, OSError) as e: return None, e
+        k = keys[p]
+        if k in known: return k, known[k]
+        try: return k, fingerprint(reopen(p, seen[os.fspath(p)], 'ignore'))
+        except ImageError as e: return None, e
     with ThreadPoolExecutor(workers) as pool:
         got = list(tqdm(pool.map(one, paths), total=len(paths), disable=not progress, desc='hash',
                         leave=False))
@@ -296,15 +310,17 @@ def leaks(
     test,           # folder or list of files
     threshold=.3,   # correlation of edges from which a pair is reported
     least=3,        # agreeing places that make a suspect
-    workers=2,      # threads
+    workers=2,      # processes that look into the files, and threads
     cache=None,     # folder for the fingerprints
     progress=False, # show bars
+    **limits,       # `seconds` and `memory` of one file, as in `fingerprints`
 ):                  # (list of `Leak`, errors of unreadable files)
     "Test pictures, or parts of them, that are in the training set."
     if cache: Path(cache).mkdir(parents=True, exist_ok=True)
-    sides = [files(o) if isinstance(o, (str, os.PathLike)) else list(map(Path, o)) for o in (train, test)]
-    done = [fingerprints(ps, workers, cache and Path(cache)/f'{name}.npz', progress)
-            for ps,name in zip(sides, ('train', 'test'))]
+    sides = {k: _pictures(o, k) if isinstance(o, (str, os.PathLike)) else list(map(Path, o))
+             for k,o in dict(train=train, test=test).items()}
+    done = [fingerprints(ps, workers, cache and Path(cache)/f'{k}.npz', progress, **limits)
+            for k,ps in sides.items()]
     (a, ap, ea), (b, bp, eb) = done
     with ThreadPoolExecutor(workers) as pool:
         found = list(tqdm(pool.map(partial(_proof, bp, ap),
@@ -369,13 +385,12 @@ def data_leaks(
     train,         # folder with the training set
     test,          # folder with the test set
     out='leaks',   # folder for leaks.html, leaks.json and the fingerprints
-    workers=2,     # threads
+    workers=2,     # processes that look into the files, and threads
     progress=True, # show bars
 )->list:           # of `Leak`
     "Find test pictures, or parts of them, in a training set; write a report with both side by side."
-    out = Path(out); out.mkdir(parents=True, exist_ok=True)
+    out, n = Path(out), [len(_pictures(d, k)) for k,d in dict(train=train, test=test).items()]
     found, errors = leaks(train, test, workers=workers, cache=out, progress=progress)
-    n = [len(files(d)) for d in (train, test)]
     page = leak_report(found, out/'leaks.html', n, errors)
     (out/'leaks.json').write_text(
         json.dumps(dict(train=str(train), test=str(test), counts=n,
@@ -383,4 +398,5 @@ def data_leaks(
                         errors=[str(e) for e in errors]), indent=1))
     print(f'{len({l.test for l in found})} of {n[1]} test pictures are in the training set ({len(found)} '
           f'pairs): {page}')
+    if errors: print(f'{len(errors)} files could not be examined, the report has their names')
     return found

@@ -1,9 +1,13 @@
 "A training run over a folder with bad files stops with the list, or goes on and says how many it skipped, as set."
-import struct, zlib
+import io, json, os, re, shutil, struct, tempfile, zlib
 from pathlib import Path
-import pytest, torch
+import numpy as np, pytest, torch
+from PIL import Image
+from dtir_nb.command import dtir
 from dtir_nb.core import ImageError, save_image, rng
-from dtir_nb.data import BadFiles, Pairs, stream
+from dtir_nb.data import BadFiles, Pairs, files, stream
+from dtir_nb.doctor import doctor, make_lq
+from dtir_nb.leaks import leaks
 from dtir_nb.training import FitConfig, fit
 
 def chunk(kind, data):
@@ -59,3 +63,71 @@ def test_a_file_that_changes_during_the_run_is_named(folder):
         if k == 2: victim.write_bytes(b'something else')
     with pytest.raises(ImageError, match='E_CHANGED') as e: train(pairs, 40, [exchange])
     assert Path(e.value.path) == victim
+
+NB = json.loads((Path(__file__).parent.parent/'nbs/01a_inspection.ipynb').read_text())
+BY_ROOT = {'link_out.png': None, 'endless.png': 'E_NOT_FILE'}     # without a root, a link may lead anywhere
+
+@pytest.fixture(scope='module')
+def corpus():
+    "The folder of bad files of notebook 01a, one of each stem, beside a good picture; and why each is refused."
+    cells = {c['id']: ''.join(c['source']) for c in NB['cells']}
+    ns = {k: globals()[k] for k in ('io', 'np', 'os', 're', 'struct', 'tempfile', 'zlib', 'Image', 'Path')}
+    ns['tiny'] = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8))
+    exec(next(l for l in cells['aaeb7336'].splitlines() if l.startswith('def as_bytes')), ns)
+    for k in ('2c68b392', '40335556', 'b85ca22a', 'eb5d16f0'): exec(cells[k], ns)
+    pit, want = ns['pit'], ns['want'] | BY_ROOT | {'good.png': None}
+    (pit/'good.png').write_bytes(ns['png'])
+    seen = {}
+    for k in sorted(want):
+        if seen.setdefault(Path(k).stem, k) != k: (pit/k).unlink()
+    yield pit, {k: want[k] for k in seen.values()}
+    shutil.rmtree(pit.parent)
+
+def refused(errors, want):
+    got = {Path(e.path).name: e.code for e in errors}
+    assert got.keys() == {k for k,v in want.items() if v}
+    assert [(k, v, want[k]) for k,v in got.items() if v not in want[k].split('|')] == []
+
+def test_make_lq_survives_the_corpus(corpus, tmp_path):
+    pit, want = corpus
+    with pytest.raises(BadFiles) as e: make_lq(pit, tmp_path/'out', 'noisy', seconds=6, memory=3e8)
+    refused(e.value.errors, want)
+    assert not (tmp_path/'out/LQ').exists()
+    with pytest.warns(UserWarning, match='pictures are skipped'):
+        make_lq(pit, tmp_path/'out', 'noisy', bad='skip', seconds=6, memory=3e8)
+    assert sorted(p.name for p in (tmp_path/'out/LQ').iterdir()) == ['good.png', 'link_out.png']
+
+def test_leaks_survive_the_corpus(corpus, tmp_path):
+    pit, want = corpus
+    (tmp_path/'test').mkdir(); shutil.copy(pit/'good.png', tmp_path/'test')
+    found, errors = leaks(pit, tmp_path/'test', seconds=6, memory=3e8)
+    refused(errors, {k: None if v == 'E_ALPHA' else v for k,v in want.items()})   # its alpha is ignored
+    assert {Path(l.train).name for l in found} >= {'good.png', 'link_out.png'}
+
+def test_a_tree_deeper_than_functions_can_call(tmp_path):
+    spots = [tmp_path/'deep']
+    for _ in range(1200): spots.append(spots[-1]/'d')
+    for p in spots: os.mkdir(p)
+    save_image(torch.rand(3, 24, 24, generator=rng(0)), spots[-1]/'1.png')
+    try:
+        assert files(spots[0]) == [spots[-1]/'1.png']
+        r = doctor(spots[0]); assert r.ok and r.groups[0]['found'] == 1
+    finally:
+        (spots[-1]/'1.png').unlink()
+        for p in reversed(spots): os.rmdir(p)
+
+def test_the_command_says_so(folder, tmp_path, capsys):
+    d = str(folder)
+    assert dtir(['data', 'doctor', d]) == 65 and 'E_NOT_IMAGE' in capsys.readouterr().out
+    assert dtir(['data', 'make-lq', f'{d}/LQ', f'{d}/out', 'noisy']) == 65 and 'E_NOT_IMAGE' in capsys.readouterr().err
+    assert dtir(['data', 'make-lq', f'{d}/LQ', f'{d}/out', 'noisy', '--bad', 'skip']) == 0
+    assert 'E_NOT_IMAGE' in capsys.readouterr().out and dtir(['data', 'doctor', f'{d}/out']) == 0
+    assert dtir(['data', 'leaks', f'{d}/LQ', f'{d}/GT', '--out', f'{d}/l']) == 65
+    assert 'files could not be examined' in capsys.readouterr().out
+    (folder/'empty').mkdir(); (folder/'empty/a.gif').touch()
+    for args, why in ((['doctor', 'empty'], '.gif ×1'), (['leaks', 'empty', 'GT'], "train is"),
+                      (['prepare', 'nowhere'], 'not a folder'), (['make-lq', 'GT', 'o', 'hazy', '--strength', 'daclip'], "task is 'hazy'"),
+                      (['make-lq', 'GT', 'o', 'noisy', '--strength', 'much'], "strength is 'much'")):
+        places = [f'{d}/{a}' if a in ('empty', 'GT', 'nowhere', 'o') else a for a in args]
+        assert dtir(['data', *places]) == 2
+        said = capsys.readouterr().err; assert why in said and said.count('\n') == 1, said
