@@ -44,7 +44,11 @@ class Slot:
     @property
     def e(self): return getattr(self._here, 'e', None)
     @e.setter
-    def e(self, v): self._here.e = v
+    def e(self, v): self._here.e, self._here.ran = v, set()
+    def first(self, site):
+        "Is this the first time in this call that `site` runs?"
+        ran = getattr(self._here, 'ran', None) or set(); self._here.ran = ran | {id(site)}
+        return id(site) not in ran
     @property
     def again(self): return getattr(self._here, 'again', False)
     @contextmanager
@@ -82,13 +86,26 @@ class _Through(nn.Module):
         super().__setattr__(name, value) if own else setattr(inner, name, value)
 
 # %% ../nbs/05_conditioning.ipynb #afe44070
-def _known(slot):
-    "Refuse to compute a site again where nobody can tell it the time any more."
-    if torch.compiler.is_compiling() or slot.again or not slot.used: return     # no call had a time
-    if torch._C._current_graph_task_id() == -1: return                          # not in a backward pass
+def _late(): return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+def _noted(h, slot, e):
+    "Features that leave a site carry the time of their call in the graph, for `_recalled`."
+    if e is not None and h.grad_fn is not None and not torch.compiler.is_compiling(): h.grad_fn.metadata[slot] = e
+    return h
+
+def _recalled(slot):
+    "The time for a site that is computed again in the backward pass, where the call is over: the nearest features in its graph carry it."
+    if slot.again or not slot.used or not _late(): return None          # no call had a time
+    node = torch._C._current_autograd_node(); todo, met = [node], {node}
+    if type(node).__name__ == 'CheckpointFunctionBackward': todo = []   # reentrant: another graph, which has none
+    for n in todo:
+        if slot in n.metadata: return n.metadata[slot]
+        new = {m for m,_ in n.next_functions if m is not None} - met; met |= new; todo += new
     raise RuntimeError('a site is computed again in the backward pass, where the time step of its call is '
-                       'not known any more: in place of torch.utils.checkpoint around the sites take '
-                       'net.slot.recompute = True, or `Recompute` of dtir_nb.training')
+                       'not known any more: give the network\'s own torch.utils.checkpoint '
+                       'use_reentrant=False, or switch it off; net.slot.recompute = True, and `Recompute` '
+                       'of dtir_nb.training, compute again with the time')
+
 
 # %% ../nbs/05_conditioning.ipynb #785bfb90
 class Site(_Through):
@@ -101,21 +118,31 @@ class Site(_Through):
         super().__init__()
         self.inner,self._slot,self._dim,self.mods = inner,slot,dim,nn.ModuleList()
 
+    def _acted(self, h, e):
+        "What acts on the output. A site may run several times in a call: then what its modules note as `routing` is joined; of a run in the backward pass nothing is noted."
+        first = self._slot.first(self); was = [getattr(m, 'routing', None) for m in self.mods]
+        h = _act(h, e, self.mods, self._dim)
+        for m,w in zip(self.mods, was):
+            if w is not None and _late(): m.routing = w
+            elif w is not None and not first: m.routing = tuple(torch.cat(v) for v in zip(w, m.routing))
+        return h
+
     def _run(self, e, *args, **kw):
         "Run the submodule, then what acts on its output."
-        h = self.inner(*args, **kw)
-        return h if e is None else _act(h, e, self.mods, self._dim)
+        h = _noted(self.inner(*args, **kw), self._slot, e)
+        return h if e is None else _noted(self._acted(h, e), self._slot, e)
 
     def _run_again(self, e, *args, **kw):
         "The same, where sites further in find the time, too."
         with self._slot.filled(e): return self._run(e, *args, **kw)
 
     def forward(self, *args, **kw):
-        if self._slot.e is None and len(self.mods): _known(self._slot)
+        e = self._slot.e
+        if e is None and len(self.mods): e = _recalled(self._slot)
         if self._slot.recompute and torch.is_grad_enabled():
             run = self._run if torch.compiler.is_compiling() else self._run_again
-            return checkpoint(run, self._slot.e, *args, use_reentrant=False, **kw)
-        return self._run(self._slot.e, *args, **kw)
+            return checkpoint(run, e, *args, use_reentrant=False, **kw)
+        return self._run(e, *args, **kw)
 
 # %% ../nbs/05_conditioning.ipynb #ea3f064d
 def slots(
