@@ -120,12 +120,12 @@ class Site(_Through):
 
     def _acted(self, h, e):
         "What acts on the output. A site may run several times in a call: then what its modules note as `routing` is joined; of a run in the backward pass nothing is noted."
-        first = self._slot.first(self); was = [getattr(m, 'routing', None) for m in self.mods]
-        h = _act(h, e, self.mods, self._dim)
-        for m,w in zip(self.mods, was):
-            if w is not None and _late(): m.routing = w
-            elif w is not None and not first: m.routing = tuple(torch.cat(v) for v in zip(w, m.routing))
-        return h
+        first, late, was = self._slot.first(self), _late(), [getattr(m, 'routing', None) for m in self.mods]
+        try: return _act(h, e, self.mods, self._dim)
+        finally:                                                  # PyTorch ends it early in the backward pass
+            for m,w in zip(self.mods, was):
+                if w is not None and late: m.routing = w
+                elif w is not None and not first: m.routing = tuple(torch.cat(v) for v in zip(w, m.routing))
 
     def _run(self, e, *args, **kw):
         "Run the submodule, then what acts on its output."
