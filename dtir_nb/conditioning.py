@@ -44,7 +44,11 @@ class Slot:
     @property
     def e(self): return getattr(self._here, 'e', None)
     @e.setter
-    def e(self, v): self._here.e = v
+    def e(self, v): self._here.e, self._here.ran = v, set()
+    def first(self, site):
+        "Is this the first time in this call that `site` runs?"
+        ran = getattr(self._here, 'ran', None) or set(); self._here.ran = ran | {id(site)}
+        return id(site) not in ran
     @property
     def again(self): return getattr(self._here, 'again', False)
     @contextmanager
@@ -82,13 +86,26 @@ class _Through(nn.Module):
         super().__setattr__(name, value) if own else setattr(inner, name, value)
 
 # %% ../nbs/05_conditioning.ipynb #afe44070
-def _known(slot):
-    "Refuse to compute a site again where nobody can tell it the time any more."
-    if torch.compiler.is_compiling() or slot.again or not slot.used: return     # no call had a time
-    if torch._C._current_graph_task_id() == -1: return                          # not in a backward pass
+def _late(): return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+def _noted(h, slot, e):
+    "Features that leave a site carry the time of their call in the graph, for `_recalled`."
+    if e is not None and h.grad_fn is not None and not torch.compiler.is_compiling(): h.grad_fn.metadata[slot] = e
+    return h
+
+def _recalled(slot):
+    "The time for a site that is computed again in the backward pass, where the call is over: the nearest features in its graph carry it."
+    if slot.again or not slot.used or not _late(): return None          # no call had a time
+    node = torch._C._current_autograd_node(); todo, met = [node], {node}
+    if type(node).__name__ == 'CheckpointFunctionBackward': todo = []   # reentrant: another graph, which has none
+    for n in todo:
+        if slot in n.metadata: return n.metadata[slot]
+        new = {m for m,_ in n.next_functions if m is not None} - met; met |= new; todo += new
     raise RuntimeError('a site is computed again in the backward pass, where the time step of its call is '
-                       'not known any more: in place of torch.utils.checkpoint around the sites take '
-                       'net.slot.recompute = True, or `Recompute` of dtir_nb.training')
+                       'not known any more: give the network\'s own torch.utils.checkpoint '
+                       'use_reentrant=False, or switch it off; net.slot.recompute = True, and `Recompute` '
+                       'of dtir_nb.training, compute again with the time')
+
 
 # %% ../nbs/05_conditioning.ipynb #785bfb90
 class Site(_Through):
@@ -101,21 +118,31 @@ class Site(_Through):
         super().__init__()
         self.inner,self._slot,self._dim,self.mods = inner,slot,dim,nn.ModuleList()
 
+    def _acted(self, h, e):
+        "What acts on the output. A site may run several times in a call: then what its modules note as `routing` is joined; of a run in the backward pass nothing is noted."
+        first, late, was = self._slot.first(self), _late(), [getattr(m, 'routing', None) for m in self.mods]
+        try: return _act(h, e, self.mods, self._dim)
+        finally:                                                  # PyTorch ends it early in the backward pass
+            for m,w in zip(self.mods, was):
+                if w is not None and late: m.routing = w
+                elif w is not None and not first: m.routing = tuple(torch.cat(v) for v in zip(w, m.routing))
+
     def _run(self, e, *args, **kw):
         "Run the submodule, then what acts on its output."
-        h = self.inner(*args, **kw)
-        return h if e is None else _act(h, e, self.mods, self._dim)
+        h = _noted(self.inner(*args, **kw), self._slot, e)
+        return h if e is None else _noted(self._acted(h, e), self._slot, e)
 
     def _run_again(self, e, *args, **kw):
         "The same, where sites further in find the time, too."
         with self._slot.filled(e): return self._run(e, *args, **kw)
 
     def forward(self, *args, **kw):
-        if self._slot.e is None and len(self.mods): _known(self._slot)
+        e = self._slot.e
+        if e is None and len(self.mods): e = _recalled(self._slot)
         if self._slot.recompute and torch.is_grad_enabled():
             run = self._run if torch.compiler.is_compiling() else self._run_again
-            return checkpoint(run, self._slot.e, *args, use_reentrant=False, **kw)
-        return self._run(self._slot.e, *args, **kw)
+            return checkpoint(run, e, *args, use_reentrant=False, **kw)
+        return self._run(e, *args, **kw)
 
 # %% ../nbs/05_conditioning.ipynb #ea3f064d
 def slots(
@@ -169,9 +196,13 @@ class SiteInfo(NamedTuple):
     block: bool     # has submodules and keeps its input's shape
     why: str        # reason for taking it
 
+def _open(net):
+    "The submodules that can be watched: all but those of TorchScript."
+    return [(n,m) for n,m in net.named_modules() if not isinstance(m, torch.jit.ScriptModule)]
+
 def _watch(net, probe, args, see):
     "Run `net(probe, *args)` once without gradients, calling `see(name, module, inputs, output)` after each submodule, then restore everything."
-    hooks = [m.register_forward_hook(lambda mod,i,o,n=n: see(n, mod, i, o)) for n,m in net.named_modules()]
+    hooks = [m.register_forward_hook(lambda mod,i,o,n=n: see(n, mod, i, o)) for n,m in _open(net)]
     try:
         with torch.no_grad(), evaluating(net): return net(probe, *args)
     finally:
@@ -183,53 +214,113 @@ def _probe(net, size, batch=3):
     return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(p)
 
 # %% ../nbs/05_conditioning.ipynb #82dd0fbf
-def _outputs(net, size, args):
-    "What leaves every submodule that has parameters and is executed once: name -> (module, shape of input, of output). Shapes only: all features of a large network at once would fill the memory."
-    seen, runs = {}, {}
-    def see(name, mod, i, o):
-        runs[name] = runs.get(name, 0)+1
-        if name and isinstance(o, Tensor) and o.is_floating_point() and any(True for _ in mod.parameters()):
-            seen[name] = (mod, i[0].shape if i and isinstance(i[0], Tensor) else None, o.shape)
-    probe = _probe(net, size); _watch(net, probe, args, see)
-    return {n: v for n,v in seen.items() if runs[n]==1 and v[2][:1]==(len(probe),)}
+_SIDES = (64, 128, 256, 32, 96, 224, 48)    # one of which a network of one size only may want
 
+def _at_its_size(net, size, run):
+    "What `run(side)` gives at the side `size`, or at the first usual one that the network takes, and that side."
+    said = None
+    for s in (size, *_SIDES):
+        try: return run(s), s
+        except Exception as e: said = said or e
+    line = (str(said).strip().splitlines() or [''])[0][:200]
+    raise ValueError(f'{type(net).__name__} cannot be run on pictures (B,3,{size},{size}), nor at other usual '
+                     f'sizes: {type(said).__name__}: {line}. If it wants a further input, other channels, or '
+                     f'another size S: Adapted(net, call=lambda net, img: net(img, …)) or Adapted(net, '
+                     f'multiple=S); `check_backbone(net)`, both of dtir_nb.foreign, says which') from said
+
+def _outputs(net, size, args, look=None):
+    "What leaves every submodule that has parameters, run by run: name -> (module, [(shape of input, of output, what `look` sees)]). Shapes only: all features of a large network at once would fill the memory."
+    seen, other, busy = {}, set(), []
+    def see(name, mod, i, o):
+        if busy or not name or not any(True for _ in mod.parameters()): return
+        if not (isinstance(o, Tensor) and o.is_floating_point() and o.shape[:1]==(len(probe),)): return other.add(name)
+        busy.append(name)                       # `look` may run the submodule
+        seen.setdefault(name, (mod, []))[1].append((i[0].shape if i and isinstance(i[0], Tensor) else None,
+                                                    o.shape, look and look(mod, i, o)))
+        busy.clear()
+    probe = _probe(net, size); _watch(net, probe, args, see)
+    return {n: v for n,v in seen.items() if n not in other}
+
+
+# %% ../nbs/05_conditioning.ipynb #b32fbaf7
+def _grown(small, large):
+    "The channels and their dimension: what does not grow with the picture, in every run; None if that is not one dimension."
+    fixed = [tuple(d for d in range(1, len(o)) if o[d]==p[d]) if len(o)==len(p) in (3,4) else ()
+             for (_,o,_),(_,p,_) in zip(small, large)]
+    found = {(o[f[0]], f[0]) if len(f)==1 else None for f,(_,o,_) in zip(fixed, small)}
+    return found.pop() if len(found)==1 and len(small)==len(large) else None
+
+def _follows(mod, i, o):
+    "The dimensions of an output that follow when its input is cut in two: the picture's, in a network of one size."
+    found = set()
+    for d in [d for d in range(1, i[0].ndim) if i[0].shape[d] > 1] if i and isinstance(i[0], Tensor) else ():
+        try: p = mod(i[0].narrow(d, 0, i[0].shape[d]//2).clone(), *i[1:]).shape
+        except Exception: continue
+        found |= {k for k in range(1, len(o.shape)) if len(p)==len(o.shape) and p[k]!=o.shape[k]}
+    return found
+
+def _uncut(mod, runs):
+    "The same from pictures of one size: what follows no cut; where several dimensions do not, the one for which there are biases or gains."
+    wide, found = {len(p) for p in mod.parameters() if p.ndim==1}, set()
+    for _,o,follow in runs:
+        fixed = [d for d in range(1, len(o)) if d not in follow] if len(o) in (3,4) else []
+        if len(fixed) > 1: fixed = [d for d in fixed if o[d] in wide]
+        flat = any(o[d]==1 for d in range(1, len(o)) if d not in fixed)         # no picture passes there
+        found.add((o[fixed[0]], fixed[0]) if len(fixed)==1 and not flat else None)
+    return found.pop() if len(found)==1 else None
+
+
+# %% ../nbs/05_conditioning.ipynb #6e49d1bd
 def _seen(net, size, args):
-    "Features in order of execution: (name, kind, channels, their dimension, keeps its input's shape and has parts, is a container)."
-    small, large, rows = _outputs(net, size, args), _outputs(net, 2*size, args), []
-    for n,(mod,i,o) in small.items():
-        if len(o) not in (3,4) or n not in large or len(large[n][2]) != len(o): continue
-        # what does not grow with the picture holds the channels
-        fixed = [d for d in range(1, len(o)) if o[d]==large[n][2][d]]
-        if len(fixed) != 1: continue
-        same = i==o and any(True for _ in mod.children())
-        rows.append((n, type(mod).__name__, o[fixed[0]], fixed[0], same,
-                     isinstance(mod, (nn.Sequential, nn.ModuleList))))
+    "Features in order of execution: (name, kind, channels, their dimension, keeps its input's shape and has parts, is a container, runs per call)."
+    small, size = _at_its_size(net, size, lambda s: _outputs(net, s, args))
+    try: large = _outputs(net, 2*size, args)
+    except Exception: large = small
+    one = all(n in large and v[1]==large[n][1] for n,v in small.items())     # one size, or padded to one
+    if one: small = _outputs(net, size, args, _follows)
+    rows = []
+    for n,(mod,runs) in small.items():
+        found = _uncut(mod, runs) if one else _grown(runs, large[n][1]) if n in large else None
+        if found is None: continue
+        same = all(i==o for i,o,_ in runs) and any(True for _ in mod.children())
+        rows.append((n, type(mod).__name__, *found, same, isinstance(mod, (nn.Sequential, nn.ModuleList)),
+                     len(runs)))
     return rows
 
+
 # %% ../nbs/05_conditioning.ipynb #ca208d34
+def _choice(rows):
+    "Which places to take, and why: the outermost repeated blocks; failing that, the feature layers."
+    blocks = [r for r in rows if r[4] and not r[5]]
+    often = [r for r in blocks if sum(q[1]==r[1] for q in blocks) > 1] or blocks
+    names = {r[0] for r in often}
+    keep = [r for r in often if not any(r[0].startswith(n+'.') for n in names)]
+    if keep: return keep, 'a repeated block that keeps its shape'
+    return ([r for r in rows if not any(q[0].startswith(r[0]+'.') for q in rows)],
+            'no blocks: a layer that gives features')
+
+def _infos(rows, why):
+    "Places as `SiteInfo`s, in order of execution."
+    return [SiteInfo(n, k, c, d, i/max(len(rows)-1,1), b, why + f'; runs {r} times per call'*(r > 1))
+            for i,(n,k,c,d,b,_,r) in enumerate(rows)]
+
 def find_sites(
     net:nn.Module,   # maps a picture (B,3,H,W) to one of the same size
-    size:int=64,     # side of the pictures that are tried, this and twice this
+    size:int=64,     # side of the pictures that are tried, this and twice this; another where it takes no such
     match=None,      # or your own choice: a function (name, kind) -> bool
     args=(),         # further inputs of the network
 )->list:             # of `SiteInfo`, in order of execution
-    "Places for the clock: the outermost repeated blocks that keep their shape; failing that, the feature layers."
+    "Places for the clock: the outermost repeated blocks that keep their shape; failing that, the feature layers. What runs once per call comes first; where nothing does, what runs several times serves."
     rows = [r for r in _seen(net, size, args) if r[2] > 3]
-    if match: keep,why = [r for r in rows if match(r[0], r[1])], 'your choice'
-    else:
-        blocks = [r for r in rows if r[4] and not r[5]]
-        often = [r for r in blocks if sum(q[1]==r[1] for q in blocks) > 1] or blocks
-        names = {r[0] for r in often}
-        keep = [r for r in often if not any(r[0].startswith(n+'.') for n in names)]
-        why = 'a repeated block that keeps its shape'
-        if not keep:
-            keep,why = ([r for r in rows if not any(q[0].startswith(r[0]+'.') for q in rows)],
-                        'no blocks: a layer that gives features')
-    if not keep:
-        raise ValueError(f'find_sites saw no place in {type(net).__name__} where features (B,C,H,W) with '
-                         f'more than 3 channels pass once per call; name sites yourself: Clocked(net, '
-                         f'schedule, sites=[…])')
-    return [SiteInfo(n, k, c, d, i/max(len(keep)-1,1), b, why) for i,(n,k,c,d,b,_) in enumerate(keep)]
+    for some in ([r for r in rows if r[6]==1], rows):
+        keep, why = ([r for r in some if match(r[0], r[1])], 'your choice') if match else _choice(some)
+        if keep: return _infos(keep, why)
+    script = any(isinstance(m, torch.jit.ScriptModule) for m in net.modules())
+    raise ValueError(f'find_sites saw no place in {type(net).__name__} where features (B,C,H,W) with more than 3 '
+                     f'channels pass' + ('; it holds TorchScript, which no site enters: give it as it was '
+                     'before torch.jit.script' if script else '; describe one yourself: Clocked(net, schedule, '
+                     "sites=[SiteInfo('name', 'kind', channels, dim, 0., True, 'why')])"))
+
 
 # %% ../nbs/05_conditioning.ipynb #92ce5ae7
 def _cost(sites, net, e):
@@ -270,6 +361,15 @@ def check_schedule(
     raise ValueError(f'schedule is {schedule if T else type(schedule).__name__}: give cosine_schedule({T})')
 
 
+# %% ../nbs/05_conditioning.ipynb #4d132df6
+def _copied(net):
+    "A copy of somebody's network."
+    try: return copy.deepcopy(net)
+    except Exception as e:
+        raise ValueError(f'{type(net).__name__} cannot be copied ({(str(e).strip().splitlines() or [""])[0][:120]}): '
+                         f'`check_backbone(net)` of dtir_nb.foreign says why, and what to do') from e
+
+
 # %% ../nbs/05_conditioning.ipynb #8ed9067c
 class Clocked(nn.Module):
     "A network that maps pictures to pictures, given a clock: `net(img, t)` (rules 2 and 3 of the house)."
@@ -283,7 +383,7 @@ class Clocked(nn.Module):
         args=(),              # further inputs of the network, for the trial run that finds the sites
     ):
         super().__init__(); check_schedule(schedule)
-        self.net,self.schedule,self.emb_dim,self.slot = copy.deepcopy(net),schedule,emb_dim,Slot()
+        self.net,self.schedule,self.emb_dim,self.slot = _copied(net),schedule,emb_dim,Slot()
         self.scales = faded if scale is True else natural if scale is False else scale
         self.register_buffer('levels', schedule.levels.float(), persistent=False)
         self.embed = nn.Sequential(nn.Linear(64, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim), nn.SiLU())
@@ -364,9 +464,12 @@ def _set(net, name, module):
 # %% ../nbs/05_conditioning.ipynb #b66417ff
 def _unfit(net, name, args):
     "Why a submodule can be no site."
-    runs = []; _watch(net, _probe(net, 64), args, lambda n, *_: runs.append(n)); k = runs.count(name)
-    return ('is not called' if not k else f'runs {k} times per call, and a site only once: name a block around it, '
-            'or one that runs once' if k > 1 else 'gives no features (B,C,H,W) with more than 3 channels')
+    runs = []
+    _at_its_size(net, 64, lambda s: _watch(net, _probe(net, s), args, lambda n, *_: runs.append(n)))
+    if isinstance(net.get_submodule(name), torch.jit.ScriptModule):
+        return 'is TorchScript, which cannot be looked into: give it as it was before torch.jit.script'
+    return ('gives no features (B,C,H,W) with more than 3 channels' if name in runs else 'is not called') + (
+            ": take one of `site_table(find_sites(net))`, or describe it by a SiteInfo")
 
 def _as_infos(net, sites, args):
     "Names or `SiteInfo`s, as `SiteInfo`s."
@@ -378,8 +481,8 @@ def _as_infos(net, sites, args):
             raise ValueError(f'sites names {n!r}, which {type(net).__name__} does not have; it has '
                              f'{", ".join(list(known)[1:8])} …')
     if all(isinstance(s, SiteInfo) for s in sites): return list(sites)
-    try: found = {s.name: s for s in find_sites(net, match=lambda name,kind: name in names, args=args)}
-    except ValueError: found = {}      # none of them
+    rows = [r for r in _seen(net, 64, args) if r[2] > 3 and r[0] in names]
+    found = {s.name: s for s in _infos(rows, 'your choice')}
     for n in names:
         if n not in found: raise ValueError(f'sites names {n!r}, which {_unfit(net, n, args)}')
     return [found[n] for n in names]
@@ -420,16 +523,17 @@ def _no_shortcut():
 # %% ../nbs/05_conditioning.ipynb #9d15f939
 def depth_of(
     net:nn.Module,  # a network, called as net(img), or net(img, t) if it is `Clocked`
-    size:int=64,    # side of the picture that is tried
+    size:int=64,    # side of the picture that is tried; another where it takes no such
     args=(),        # further inputs
 )->dict:            # parameter name -> depth in [0,1]
     "Depth of every parameter by order of execution: 0 for the submodule entered first, 1 for the last. One whose weights are used without entering it lies where the innermost submodule around it was entered; if there is none, it counts as 1."
     wrapped = isinstance(net, (Clocked,Timeless)); whole = {'', 'net'} if wrapped else {''}
     owners, entered = {n for n,m in net.named_modules() if any(True for _ in m.parameters(recurse=False))}, {}
     hooks = [m.register_forward_pre_hook(lambda mod,i,n=n: entered.update({n: None}))
-             for n,m in net.named_modules()]
+             for n,m in _open(net)]
+    def run(side): entered.clear(); net(_probe(net, side, 1), *((1,) if wrapped else ()), *args)
     with _no_shortcut(), torch.no_grad(), evaluating(net):
-        try: net(_probe(net, size, 1), *((1,) if wrapped else ()), *args)
+        try: _at_its_size(net, size, run)
         finally:
             for h in hooks: h.remove()
     *before, count = accumulate((n in owners for n in entered), initial=0)

@@ -7,14 +7,14 @@ __all__ = ['Finding', 'second_derivative_error', 'check_backbone', 'show_finding
            'freeze_batchnorm']
 
 # %% ../nbs/05a_foreign.ipynb #cecf2bff
-import copy
+import copy, re
 from typing import NamedTuple
 import torch
 from torch import nn, Tensor
 from .core import rng
 from .schedule import cosine_schedule
 from .backbones import hessian_vector, pad_to
-from .conditioning import Clocked, check_picture, seeded
+from .conditioning import _SIDES, Clocked, check_picture, seeded
 
 # %% ../nbs/05a_foreign.ipynb #e3901ef7
 class Finding(NamedTuple):
@@ -41,6 +41,16 @@ def _widen(n):
         'build it for 3 (a raw mosaic is not a picture here)' + (', or fill them in the way that it was '
         f'trained with: Adapted(net, call=lambda net, img: net(img[:, {fill}])[:, :3])' if n > 3 else ''))
 
+def _mosaic(said):
+    "The finding for a network that folds blocks of pixels into channels, and wants fewer of them than a picture has; None if it is none."
+    m = re.search(r'to have (\d+) channels, but got (\d+) channels', said)
+    want, got = map(int, m.groups()) if m else (0, 0)
+    k = next((k for k in (2, 3, 4, 8) if got == 3*k*k), None)
+    if k is None or want % (k*k): return None
+    return Finding('kind', 'fail', f'it folds {k}×{k} pixels into channels, and its first layer wants {want} of '
+                   f'the {got}', f'a raw mosaic, of {want//(k*k)} channel{"s"*(want > k*k)}, is no picture here: build its first layer '
+                   f'for {got}')
+
 def _pick(y, x):
     "The finding for a network that returns something else than a picture, with the entry that is one."
     parts = dict(y.items() if isinstance(y, dict) else enumerate(y) if isinstance(y, (list,tuple)) else ())
@@ -63,8 +73,12 @@ def _check_output(net, x):
     y, n = _try(net, x), _wants(net)
     if isinstance(y, str):
         if n not in (None, 3) and f'but got {x.shape[1]} channels' in y: return _widen(n)
+        if found := _mosaic(y): return found
+        s = None if 'argument' in y else next((s for s in _SIDES if not isinstance(
+            _try(net, x.new_full((2, x.shape[1], s, s), .5)), str)), None)
         remedy = ('wrap it: Adapted(net, call=lambda net, img: net(img, …)) fills in what else it wants'
-                  if 'argument' in y else 'give `shape=` a size that it accepts, or read the error')
+                  if 'argument' in y else f'it takes {s}×{s}: check_backbone(net, (2,{x.shape[1]},{s},{s}))' if s
+                  else 'give `shape=` a size that it accepts, or read the error')
         return Finding('output', 'fail', y, remedy)
     if not isinstance(y, Tensor): return _pick(y, x)
     if not y.isfinite().all():
@@ -91,14 +105,19 @@ def _check_sizes(net, x):
                  w: isinstance(y := _try(net, x.new_full((1, x.shape[1], h, w), .5)), Tensor)
                  and y.shape[-2:] == (h, w))
     bad = [s for s in sizes if not ok(*s)]
+    h = x.shape[-2]
+    if not bad and not ok(2*h, 2*h):
+        return Finding('any size', 'warn', f'none larger than {h}×{h}',
+                       f'cut photographs: Restorer(net, t, tile={h})')
     if not bad: return _check_thin(ok)
     # it accepts h, so what it wants divides h
-    h = x.shape[-2]; parts = [d for d in range(1, h+1) if h % d == 0]
+    parts = [d for d in range(1, h+1) if h % d == 0]
     if not ok(h, 2*h) or not ok(2*h, h):
         m = next((m for m in parts if ok(m, m) and ok(3*m, 3*m) and ok(5*m, 5*m)), None)
         return Finding('any size', 'fail', f'fails at {bad[0]}, and at {h}×{2*h}',
                        f'only squares: Adapted(net, multiple={m}, square=True)' if m
-                       else 'give it the one size that it was built for')
+                       else f'one size only: train with patch={h}, cut photographs by Restorer(net, t, '
+                       f'tile={h}), and pad what is smaller: Adapted(net, multiple={h})')
     m = next((m for m in parts[1:] if ok(m, 2*m) and ok(3*m, 2*m) and ok(5*m, 3*m)), h)
     return Finding('any size', 'fail', f'fails at {bad[0]}, accepts multiples of {m}',
                    f'wrap it: Adapted(net, multiple={m})')
@@ -131,8 +150,39 @@ def _check_batch(net, x):
                        'network, whose statistics are those of pictures; build a new one with GroupNorm')
     return Finding('one by one', 'ok')
 
+# %% ../nbs/05a_foreign.ipynb #453e33a6
+def _remembers(net, x):
+    "Do two calls with the same random numbers differ? Then something is kept from one to the next."
+    def call():
+        with seeded(0, 'call'): return _try(net, x)
+    a, b = call(), call()
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and not torch.equal(a, b)
+
+def _attributes(net):
+    "What is kept in plain attributes, which no checkpoint knows: (submodule, attribute) -> value."
+    own = nn.Module().__dict__
+    return {(n,k): v for n,m in net.named_modules() for k,v in vars(m).items() if k not in own}
+
+def _check_memory(net, x):
+    "The finding for a network that keeps a state from one call to the next; None if it does not, or only in buffers."
+    was, buffers = _attributes(net), [b.clone() for b in net.buffers()]
+    if not _remembers(net, x) or not all(map(torch.equal, buffers, net.buffers())): return None
+    new = [k for k,v in _attributes(net).items() if isinstance(v, (Tensor, list, tuple, dict)) and v is not was.get(k)]
+    clear = ', '.join(f"setattr(net{f'.get_submodule({n!r})' if n else ''}, {k!r}, None)" for n,k in new
+                      if was.get((n,k)) is None)
+    return Finding('no memory', 'fail', 'a call changes what the next one answers: a state is kept'
+                   + (': ' + ', '.join(f'{n}.{k}'.lstrip('.') for n,k in new) if new else ''),
+                   'pictures are no film, and gradients do not reach back into a call that is over: clear it '
+                   'after each: ' + (f'Adapted(net, call=lambda net, img: (net(img), {clear})[0])' if clear
+                                     else 'Adapted(net, call=…)'))
+
+
 # %% ../nbs/05a_foreign.ipynb #3083b4ef
 def _check_chance(net, x):
+    if _remembers(net, x):
+        return Finding('no chance', 'warn', 'a call in training mode changes what the next one answers: buffers',
+                       'of a spectral norm they settle; torch.nn.utils.parametrizations.spectral_norm can be '
+                       'copied, too, the old one of torch.nn.utils not after a call')
     if _draws(net, x):
         return Finding('no chance', 'warn', 'a call in training mode draws at random',
                        'dropout or drop path: `fit` keys what PyTorch draws by the step, so runs resume exactly; '
@@ -165,7 +215,11 @@ def second_derivative_error(
 def _check_second(net, x):
     try: e = second_derivative_error(_calm(net, x), x)
     except Exception as err:
+        again = 'type' in str(err)       # the check hands in weights, gone when a part is computed again
+        if again and net.training and isinstance(_try(net.eval(), x), Tensor): return _check_second(net, x)
         return Finding('2nd derivative', 'warn', f'{type(err).__name__}: {str(err).splitlines()[0][:100]}',
+                       _graded(err) if 'heckpoint' in str(err) else 'if it computes parts again (torch.utils.'
+                       'checkpoint), switch that off for this check' if again else
                        'the default form of orthogonality (eps > 0) needs none, nor does the projected one; for '
                        'eps=0, fused attention has them inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)')
     if not e <= 1e-3:
@@ -182,6 +236,27 @@ def _check_second(net, x):
                        'batch)` measures it on your data')
     return Finding('2nd derivative', 'ok', f'{e:.0e}')
 
+# %% ../nbs/05a_foreign.ipynb #40073a3a
+def _graded(e):
+    "What to do about an error in the backward pass."
+    if 'computed again' in str(e):
+        return ('switch its own torch.utils.checkpoint off, and save memory by net.slot.recompute = True, which '
+                'computes again around the sites; or take sites outside of it: sites=[…]')
+    if 'heckpoint' in str(e):
+        return ('give its torch.utils.checkpoint use_reentrant=False, or switch its checkpointing off; to save '
+                'memory, net.slot.recompute = True computes again around the sites')
+    return ('take away its no_grad or detach, or the operation in place that overwrites what the '
+            'backward pass needs')
+
+
+# %% ../nbs/05a_foreign.ipynb #543b6768
+def _slopes(net, call):
+    "One backward pass: the error that it raises, or None."
+    ps = [p for p in net.parameters() if p.requires_grad]
+    try: torch.autograd.grad(call().square().mean(), ps, allow_unused=True)
+    except RuntimeError as e: return e
+
+
 # %% ../nbs/05a_foreign.ipynb #cf73f8f1
 def _check_used(net, x):
     names, ps = (zip(*[(k,p) for k,p in net.named_parameters() if p.requires_grad])
@@ -194,8 +269,7 @@ def _check_used(net, x):
                 if g is None]
     except RuntimeError as e:
         return Finding('gradients', 'fail', 'no gradient in training mode: ' + str(e).splitlines()[0][:80],
-                       'take away its no_grad or detach, or the operation in place that overwrites what the '
-                       'backward pass needs')
+                       _graded(e))
     try: torch.autograd.grad(net.eval()(x.clone()).square().mean(), ps, allow_unused=True)
     except RuntimeError as e:
         return Finding('gradients', 'warn', 'no gradient in evaluation mode: ' + str(e).splitlines()[0][:80],
@@ -219,20 +293,41 @@ def _check_kind(net, x):
     return Finding('kind', 'ok')
 
 # %% ../nbs/05a_foreign.ipynb #b411ea36
+def _no_site(net, e):
+    "The finding for a network that `Clocked` refuses."
+    script = any(isinstance(m, torch.jit.ScriptModule) for m in net.modules())
+    return Finding('clock', 'fail', f'{type(e).__name__}: {e}'[:160],
+                   'give it as it was before torch.jit.script: no site enters TorchScript' if script else
+                   'describe a place where features pass: Clocked(net, schedule, '
+                   "sites=[SiteInfo('name', 'kind', channels, dim, 0., True, 'why')])")
+
 def _check_clock(net, x):
-    net = _calm(net, x); v = x[..., :x.shape[-1]//2]
+    bare, net = net, _calm(net, x); v = x[..., :x.shape[-1]//2]
     if isinstance(_try(net, v), str): v = x                   # it wants squares, or has one size
     want = _try(net, v)
     try:
         with seeded(0): c = Clocked(net, cosine_schedule(), scale=False).train(net.training)
-    except Exception as e:
-        return Finding('clock', 'fail', f'{type(e).__name__}: {e}'[:160], 'name its sites: sites=[…]')
+    except Exception as e: return _no_site(net, e)
     for who,m in (('with a clock', c), ('a copy of it with a clock', copy.deepcopy(c))):
         got = _try(lambda z: m(z, 0), v)
         if isinstance(got, str) or (got-want).abs().max() > 1e-4*want.abs().max():
             return Finding('clock', 'fail', f'{who} it answers otherwise' + f': {got}'*isinstance(got, str),
                            'choose other sites: Clocked(net, schedule, sites=[…]), from `site_table(net)`')
-    return Finding('clock', 'ok')
+    said = _slopes(c.train(), lambda: c(v, 1))
+    if said is None or _slopes(bare.train(), lambda: bare(v.clone())) is not None: return Finding('clock', 'ok')
+    return Finding('clock', 'fail', f'no gradient once it has a clock: {str(said)[:80]}', _graded(said))
+
+
+# %% ../nbs/05a_foreign.ipynb #875a6306
+def _no_copy(net, e):
+    "The finding for a network that cannot be copied."
+    old = {type(h).__name__ for m in net.modules() for h in m._forward_pre_hooks.values()}
+    kind = 'weight_norm' if 'WeightNorm' in old else 'spectral_norm' if 'SpectralNorm' in old else ''
+    return Finding('copies', 'fail', f'{type(e).__name__}: {e}',
+        f'that is the old {kind}: torch.nn.utils.remove_{kind}(layer), for each, keeps what a trained network '
+        f'computes; build a new one with torch.nn.utils.parametrizations.{kind}' if kind else
+        'a kept non-leaf tensor? Clear it after the call; the averaged weights are a deep copy')
+
 
 # %% ../nbs/05a_foreign.ipynb #efeb6329
 def check_backbone(
@@ -241,14 +336,12 @@ def check_backbone(
 )->list:                     # of `Finding`s; the network can be trained as it is when none has level 'fail'
     "Try everything that the method will ask of a network, in training mode, and say what to do about what fails."
     try: net = copy.deepcopy(net).train()
-    except Exception as e:
-        return [Finding('copies', 'fail', f'{type(e).__name__}: {e}',
-                        'a kept non-leaf tensor? Clear it after the call; the averaged weights are '
-                        'a deep copy')]
+    except Exception as e: return [_no_copy(net, e)]
     p = next(net.parameters(), torch.empty(0))
     x = torch.rand(shape, generator=rng(0, 'probe', device=p.device), device=p.device)
     begin = [Finding('copies', 'ok'), _check_kind(net, x)]
-    if begin[-1].level == 'ok': begin.append(_check_output(net, x.clone()))
+    if begin[-1].level == 'ok': begin.append(_check_output(copy.deepcopy(net), x.clone()))
+    if begin[-1].level == 'ok' and (f := _check_memory(copy.deepcopy(net), x)): begin.append(f)
     if begin[-1].level == 'fail': return begin
     small = x[..., :32, :32] if isinstance(_try(net, x[..., :32, :32]), Tensor) else x
     with seeded(0):

@@ -1,7 +1,7 @@
 """The whole method on networks that we have never seen: at least twelve architectures, unedited, at smoke size.
 
-The chain: clock and experts, pre-training, averaging, matching, checkpoint, fine-tuning with each form of orthogonality, incremental training, compilation, export. `-m "not slow"` runs a part of it on fourteen of them in
-under a minute, `-m long` the rest: all forms, all networks, `torch.compile`, ONNX.
+The chain: clock and experts, pre-training, averaging, matching, checkpoint, fine-tuning with each form of orthogonality, incremental training, compilation, export. `-m "not slow"` runs a part of it on eighteen of them in
+about a minute, `-m long` the rest: all forms, all networks, `torch.compile`, ONNX.
 The published architectures come from `spandrel` (a development requirement), at random initial weights; without it they are skipped.
 """
 import copy, warnings
@@ -11,19 +11,22 @@ import pytest, torch
 import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 from dtir_nb.backbones import NAFNet, load_public_nafnet
 from dtir_nb.checkpoints import load_net, save_net
-from dtir_nb.conditioning import Clocked, add_sites
+from dtir_nb.conditioning import Clocked, add_sites, depth_of, find_sites
 from dtir_nb.core import Batch, rng
 from dtir_nb.data import Clean, Synthetic
 from dtir_nb.degradations import STRENGTHS
+from dtir_nb.exporting import check_export, export_onnx
 from dtir_nb.finetuning import FinetuneConfig, finetune_step, hold
 from dtir_nb.foreign import Adapted, check_backbone, freeze_batchnorm, second_derivative_error
 from dtir_nb.importance import gen_loss_at, importance, noised
 from dtir_nb.incremental import train_incremental
 from dtir_nb.matching import match_curve, match_timestep
-from dtir_nb.moe import MoE
+from dtir_nb.moe import MoE, balance_loss, expert_usage
 from dtir_nb.pretraining import pretrain_step
+from dtir_nb.restoring import Restorer
 from dtir_nb.schedule import cosine_schedule
 from dtir_nb.training import FitConfig, fit
 from dtir_nb.unet import UNet
@@ -90,6 +93,44 @@ class Guided(nn.Module):
         mask = x.new_ones(len(x), 1, *x.shape[-2:]) if mask is None else mask
         h = F.gelu(self.a(torch.cat([x, mask], 1))); return x + gain*self.c(h + F.gelu(self.b(h)))
 
+class Recurrent(nn.Module):
+    "The whole network four times, around a convolutional LSTM, as PReNet has it: nothing in it runs once."
+    def __init__(self, c=8):
+        super().__init__(); self.c, self.head, self.gates = c, nn.Conv2d(6, c, 3, padding=1), nn.Conv2d(2*c, 4*c, 3,
+                                                                                                        padding=1)
+        self.blocks, self.tail = nn.ModuleList(DoubleConv(c, c) for _ in range(2)), nn.Conv2d(c, 3, 3, padding=1)
+    def forward(self, x):
+        y, h, c = x, x.new_zeros(x.shape[0], self.c, *x.shape[-2:]), 0.
+        for _ in range(4):
+            i,f,o,g = self.gates(torch.cat([F.gelu(self.head(torch.cat([x, y], 1))), h], 1)).chunk(4, 1)
+            c = f.sigmoid()*c + i.sigmoid()*g.tanh(); h = o.sigmoid()*c.tanh(); v = h
+            for b in self.blocks: v = v + b(v)
+            y = x + self.tail(v)
+        return y
+
+class OneSize(nn.Module):
+    "A transformer with a table of positions that was learnt for one size, and fits no other."
+    def __init__(self, side, c=16, p=8):
+        super().__init__(); self.p, self.where = p, nn.Parameter(.02*torch.randn(1, (side//p)**2, c))
+        self.embed, self.back = nn.Conv2d(3, c, p, p), nn.ConvTranspose2d(c, 3, p, p)
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(c, 2, 2*c, dropout=0., batch_first=True,
+                                        norm_first=True) for _ in range(2))
+    def forward(self, x):
+        h = self.embed(x); v = h.flatten(2).transpose(1, 2) + self.where
+        for b in self.blocks: v = b(v)
+        return x + self.back(v.transpose(1, 2).reshape(h.shape))
+
+class Again(nn.Module):
+    "Blocks that it computes again in the backward pass, by its own hand."
+    def __init__(self, c=8):
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(3, c, 3, padding=1), nn.Conv2d(c, 3, 3, padding=1)
+        self.blocks = nn.ModuleList(DoubleConv(c, c) for _ in range(2))
+    def forward(self, x):
+        h = self.head(x)
+        for b in self.blocks: h = h + (checkpoint(b, h, use_reentrant=False) if self.training else b(h))
+        return x + self.tail(h)
+
 def sequential():
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.LeakyReLU(.2, inplace=True),
                          nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.SiLU()),
@@ -104,7 +145,8 @@ def wild(module, name, **kw):
 window = dict(img_size=32, embed_dim=12, num_heads=[2,2], window_size=8)
 ZOO = {
     'sequential': sequential, 'in place': InPlace, 'tied': Tied, 'tokens': Tokens,
-    'tutorial U-Net': TutorialUNet, 'several inputs': Guided,
+    'tutorial U-Net': TutorialUNet, 'several inputs': Guided, 'recurrent': Recurrent, 'computed again': Again,
+    'one size': lambda: OneSize(64), 'one size, 128': lambda: OneSize(128),
     'own NAFNet': lambda: NAFNet(8, (1,1), 1, (1,1)), 'own U-Net': lambda: UNet(8, (1,2)),
     'own X-Restormer': lambda: XRestormer(4, blocks=(1,1), heads=(1,2), refine=1, dim=2, window=4),
     'NAFNet':        wild('NAFNet', 'NAFNet', width=8, middle_blk_num=1, enc_blk_nums=[1,1],
@@ -126,10 +168,10 @@ ZOO = {
     'SAFMN':         wild('SAFMN', 'SAFMN', dim=12, n_blocks=2, upscaling_factor=1),
 }
 WRONG_SECOND = ('NAFNet', 'KBNet')  # ship a layer normalisation with a hand-written backward pass
-# the other fourteen run by default
+# the others run by default
 SLOW = ('FFTformer', 'ATD', 'Uformer', 'own X-Restormer', 'own U-Net', 'Retinexformer',
         'MixDehazeNet', 'SAFMN')
-SIZE = {'MixDehazeNet': 64, 'FFTformer': 64}
+SIZE = {'MixDehazeNet': 64, 'FFTformer': 64, 'one size': 64, 'one size, 128': 128}
 marked = lambda names: [pytest.param(n, marks=pytest.mark.long) if n in SLOW else n for n in names]
 sched = cosine_schedule(T=50)
 
@@ -228,7 +270,8 @@ def test_fused_attention_is_refused_in_exact_mode():
                for f in check_backbone(make('tokens')))
 
 @pytest.mark.parametrize('name',
-                         [n if n in ('tied', 'tokens', 'tutorial U-Net', 'DRUNet') else pytest.param(n,
+                         [n if n in ('tied', 'tokens', 'tutorial U-Net', 'DRUNet', 'recurrent', 'one size',
+                                     'computed again') else pytest.param(n,
                               marks=pytest.mark.long) for n in ZOO])
 def test_incremental_training_with_experts(name):
     net, (x, _) = add_sites(Clocked(make(name), sched), partial(MoE, n=4, k=2)), pictures(name)
@@ -245,6 +288,44 @@ def test_incremental_training_with_experts(name):
     assert {'net', 'experts'} <= moved
 
 # ---- what the chain does not see ----
+def test_places_and_depths_are_those_of_old_runs():
+    "What earlier versions found, since weights and depths of existing runs hang on it."
+    names = lambda name: [s.name for s in find_sites(make(name))]
+    assert names('sequential') == ['0', '2'] and names('in place') == ['a', 'b'] and names('tied') == ['head']
+    assert names('tokens') == ['blocks.0', 'blocks.1'] and names('several inputs') == ['a', 'b']
+    assert names('tutorial U-Net') == PLACES['tutorial U-Net'] and names('own NAFNet') == PLACES['own NAFNet']
+    for name,want in DEPTHS.items():
+        got = depth_of(Clocked(make(name), sched))
+        assert {k: round(got[k], 4) for k in want} == want, name
+
+def test_experts_of_a_recurrent_network_count_in_all_their_runs():
+    net, (x, _) = alive(add_sites(Clocked(make('recurrent'), sched), partial(MoE, n=4, k=2))), pictures('recurrent')
+    m, heard = net.site(net.sites[0]).mods[1], []
+    m.gates = lambda h, e: (heard.append((h, e)), MoE.gates(m, h, e))[1]
+    net(x, 5); del m.gates
+    assert len(heard) == 4 and 'runs 4 times' in net.sites[0].why
+    alone = copy.deepcopy(m); seen = []
+    for h,e in heard: alone.gates(h, e); seen.append(alone.routing)
+    p, idx = (torch.cat([s[i] for s in seen]) for i in (0, 1))
+    share = F.one_hot(idx, 4).float().mean((0, 1))
+    assert_close(next(iter(expert_usage(net).values())), share)
+    for s in net.sites[1:]: net.site(s).mods[1:] = []
+    net.site(net.sites[0]).mods[:1] = []
+    assert_close(balance_loss(net), 4*(share*p.mean(0)).sum())
+    for _ in range(2): net(x, 5); assert len(m.routing[0]) == 4*len(x)         # a new call, a new account
+
+def test_pictures_of_one_size_are_trained_padded_and_cut():
+    net = Clocked(Adapted(make('one size'), multiple=64), sched)
+    assert [s.name for s in net.sites] == ['net.blocks.0', 'net.blocks.1']
+    y = torch.rand(3, 100, 30, generator=rng(0, 'large'))
+    assert Restorer(net, 5, tile=64)(y).shape == y.shape
+
+def test_computing_again_by_its_own_hand_changes_no_gradient():
+    net, (x, y) = alive(add_sites(Clocked(make('computed again'), sched), partial(MoE, n=4, k=2))), pictures('tied')
+    loss = lambda: net(x, 5).square().mean() + net(y, torch.tensor([3, 40])).abs().mean()
+    grads = lambda: flat(torch.autograd.grad(loss(), list(net.parameters()), allow_unused=True))
+    again = grads(); assert torch.equal(again, (net.eval(), grads())[1])
+
 def test_public_nafnet_weights_give_the_same_pictures():
     theirs = alive(make('NAFNet')).eval(); ours = load_public_nafnet(theirs.state_dict()).eval()
     x, _ = pictures('NAFNet')
@@ -292,8 +373,10 @@ def test_compiles(name):
 # which sorts its tokens by argsort(stable=False): the exporter has no such operator, with a clock or without
 @pytest.mark.parametrize('name', [n for n in ZOO if n != 'ATD'])
 def test_exports_to_onnx(name, tmp_path):
+    "By the library's own export and check, which tries other sizes; where a network has none, at the one that it takes."
     ort, _ = pytest.importorskip('onnxruntime'), pytest.importorskip('onnxscript')
     net, (x, _) = add_sites(Clocked(alive(make(name)), sched), partial(MoE, n=4, k=2)).eval(), pictures(name)
+    if name in ANY_SIZE: return check_export(export_onnx(net, tmp_path/'net.onnx'), net)
     t = torch.tensor([3, 30])
     torch.onnx.export(net, (x, t), str(tmp_path/'net.onnx'), dynamo=True, verbose=False)
     run = ort.InferenceSession(str(tmp_path/'net.onnx'))
