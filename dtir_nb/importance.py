@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
-from .core import check_images
+from .core import check_images, check_steps
 from .schedule import _same, at
 
 # %% ../nbs/11_importance.ipynb #a42cfc0a
@@ -51,7 +51,11 @@ def _one_by_one(loss_fn, net, names, samples):
     "Per-sample gradients in a plain loop: lists of (1,...) tensors."
     ps = dict(net.named_parameters())
     for one in zip(*(s.split(1) for s in samples)):
-        gs = torch.autograd.grad(loss_fn(net, *one).sum(), [ps[n] for n in names], allow_unused=True)
+        loss = loss_fn(net, *one).sum()
+        if not loss.requires_grad:
+            raise ValueError('loss_fn gives a loss without a gradient: it was detached, or computed under '
+                             'no_grad; it has to depend on the weights')
+        gs = torch.autograd.grad(loss, [ps[n] for n in names], allow_unused=True)
         yield [(torch.zeros_like(ps[n]) if g is None else g)[None] for n,g in zip(names, gs)]
 
 def _chunks(loss_fn, net, names, samples, chunk):
@@ -63,18 +67,25 @@ def _chunks(loss_fn, net, names, samples, chunk):
         except RuntimeError: gs, chunk = None, 1       # functorch knows no other kind
         yield from _one_by_one(loss_fn, net, names, part) if gs is None else [gs]
 
+# %% ../nbs/11_importance.ipynb #d28de51e
+def _checked(loss_fn, net, samples):
+    "The samples as a tuple. They are looked at here, whole and once: inside `vmap` nobody can read their numbers."
+    samples = (samples,) if isinstance(samples, Tensor) else tuple(samples); N = len(samples[0])
+    if not N or any(len(s) != N for s in samples):
+        raise ValueError(f'samples hold {[len(s) for s in samples]} entries: give the same number '
+                         f'N ≥ 1 of each')
+    getattr(loss_fn, 'check', lambda *a: None)(net, *samples)
+    return samples
+
 # %% ../nbs/11_importance.ipynb #3d35d217
 def importance(
-    loss_fn,           # loss_fn(net, *samples) -> the loss of each sample, (B,); e.g. `gen_loss_at(sched)` or `output_energy`
+    loss_fn,           # loss_fn(net, *samples) -> the loss of each sample, (B,); e.g. `gen_loss_at(sched)` or `output_energy`; its `check(net, *samples)`, if it has one, is called first
     net:nn.Module,     # the network after task 0; evaluated as it is (use .eval() if it has dropout)
     samples:tuple,     # tensors with N samples along the first dimension, e.g. from `noised`
     chunk=None,        # samples at a time (vectorised by `torch.func.vmap` where the network allows it); 1: a plain loop; None: 1 on CPU, 8 on GPU
 )->Importance:
     "Accumulate per-sample gradients, $I_1=E|g|$ and $I_2=E g^2$ (eq. 3, 14; Algorithm 6)."
-    samples = (samples,) if isinstance(samples, Tensor) else tuple(samples); N = len(samples[0])
-    if not N or any(len(s) != N for s in samples):
-        raise ValueError(f'samples hold {[len(s) for s in samples]} entries: give the same number '
-                         f'N ≥ 1 of each')
+    samples = _checked(loss_fn, net, samples); N = len(samples[0])
     ps = {n: p for n,p in net.named_parameters() if p.requires_grad}
     names, chunk = list(ps), chunk or (1 if samples[0].device.type=='cpu' else 8)
     if not names:
@@ -106,12 +117,19 @@ def gen_loss_at(sched):
     def loss(net, x, t, eps):
         s = at(sched.levels, t, x); xhat = net(x+s*eps, t); _same(xhat, x, "the network's answer", 'x')
         return ((xhat-x)/s).square().mean((1,2,3))
+    def check(net, x, t, eps): check_images(x); check_steps(t, sched.T, low=1); _same(eps, x, 'eps', 'x')
+    loss.check = check
     return loss
 
 def output_energy(net, img, t):
     "Mean square of the output about mid-grey, (B,); output-based importance (eq. 3, after Aljundi et al. 2018)."
     out = net(img, t); _same(out, img, "the network's answer", 'img')
     return (out-.5).square().mean((1,2,3))
+
+def _check_output(net, img, t):
+    "Noised pictures do as well, so the range says nothing."
+    check_images(img, 'img', range_=False); check_steps(t, getattr(net, 'T', 2**31))
+output_energy.check = _check_output
 
 # %% ../nbs/11_importance.ipynb #ac92d97d
 def anchor(
@@ -233,6 +251,7 @@ def taylor_terms(
                          f'parameter of the network: take names and shapes from net.named_parameters()')
     if not all(d.isfinite().all() for d in delta.values()):
         raise ValueError('delta holds NaN or infinity: did the fine-tuning that it comes from break?')
+    samples = _checked(loss_fn, net, samples)
     f = lambda q: loss_fn(lambda *a, **k: functional_call(net, q, a, k), *samples)
     _,gd = jvp(f, ({n: ps[n].detach() for n in delta},), ({n: d.to(ps[n]) for n,d in delta.items()},))
     return Taylor(gd.mean(), .5*gd.square().mean(), .5*sum((imp.I2[n]*d**2).sum() for n,d in delta.items()))

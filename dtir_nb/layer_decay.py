@@ -53,7 +53,11 @@ def layer_weights(
     _check_depth(depth); check_steps(t, T, 't')
     if not 0 <= rate < 1:
         raise ValueError(f'rate is {rate}: a decay rate lies in [0,1); 0 switches the decay off')
-    return {k: float((1-rate)**rule(float(t), d, T)) for k,d in depth.items()}
+    powers = {k: rule(float(t), d, T) for k,d in depth.items()}
+    if odd := [k for k,p in powers.items() if not p >= 0]:
+        raise ValueError(f'rule gives the exponent {powers[odd[0]]} for {odd[0]!r}: it is 0 or positive, so '
+                         f'that a weight is at most 1')
+    return {k: float((1-rate)**p) for k,p in powers.items()}
 
 # %% ../nbs/13_layer_decay.ipynb #4337eb53
 def mean_weights(
@@ -92,10 +96,11 @@ def shallow_grads(
     if lost:
         raise ValueError(f'names holds {lost[0]!r}, which is no parameter of the network: take names from '
                          f'`depth_of(net)` of this very network')
-    gs = torch.autograd.grad(loss, [ps[n] for n in names], allow_unused=True, **kwargs)
+    gs = (torch.autograd.grad(loss, [ps[n] for n in names], allow_unused=True, **kwargs)
+          if loss.requires_grad else [None])
     if all(g is None for g in gs):
         raise ValueError(f'loss has no gradient on the {len(names)} chosen parameters: raise cut, or check '
-                         f'requires_grad')
+                         f'that it was not computed under no_grad')
     bare = [n for n in names if weights is not None and n not in weights]
     if bare:
         raise ValueError(f'weights lacks {bare[0]!r}: give one for each name, e.g. '

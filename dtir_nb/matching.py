@@ -136,8 +136,16 @@ def _pair(p):
                          f"(B,3,H,W) or (3,H,W) each; of files or folders, pass Pairs(lq, gt, 'rainy')")
     return xy
 
+def _pictures(p, name):
+    "One of the pairs, as two batches of pictures of one size."
+    x, y = (v[None] if v.ndim==3 else v for v in _pair(p))
+    check_images(x, f'x of {name}'); check_images(y, f'y of {name}')
+    if x.shape != y.shape:
+        raise ValueError(f'y of {name} has shape {tuple(y.shape)}, its x {tuple(x.shape)}: a pair has one size')
+    return x, y
+
 # %% ../nbs/10_matching.ipynb #d640f91b
-def _pairs(pairs, net=None):
+def _pairs(pairs, net=None, name='pairs'):
     "Whatever holds pairs, as a list of (x, y), each (B,3,H,W), on the device of a network."
     no_loader(pairs, 'pairs', PLACES)
     if hasattr(pairs, 'sample'): pairs = stream(pairs, batch=min(len(pairs), 32), ahead=0)(0)
@@ -151,12 +159,12 @@ def _pairs(pairs, net=None):
     if any(isinstance(p, Tensor) for p in pairs):
         raise ValueError('pairs holds bare tensors: give (x, y) of (B,3,H,W) each, a `Batch`, or a '
                          'list of either')
-    out = [_pair(p) for p in pairs]
+    out = [_pictures(p, name) for p in pairs]
     if not out:
         raise ValueError('pairs is empty: matching needs at least one clean picture with its '
                          'degraded version')
     dev = next((p.device for p in net.parameters()), None) if isinstance(net, nn.Module) else None
-    return [tuple((v[None] if v.ndim==3 else v).to(dev or v.device) for v in p) for p in out]
+    return [tuple(v.to(dev or v.device) for v in p) for p in out]
 
 # %% ../nbs/10_matching.ipynb #d72c6752
 def match(
@@ -201,13 +209,16 @@ def by_finetuning(
     "Ask a copy of the network that was briefly fine-tuned (plain L1) at just that step; each network is trained when first asked."
     tuned = {}
     def train(net, t):
-        def step(n, batch, gen, reduce): return {'loss': (n(batch.y, t)-batch.x).abs().mean()}
+        def step(n, batch, gen, reduce):
+            out = n(batch.y, t); _same(out, batch.x, "the network's answer", 'batch.x')
+            return {'loss': (out-batch.x).abs().mean()}
         with torch.enable_grad(): return fit(copy.deepcopy(net), draw, step, cfg).eval()
     def ask(net, y, t, sched, gen=None):
         out = torch.empty_like(y)
         for k in t.unique().tolist():
             if (net,k) not in tuned: tuned[net,k] = train(net, k)
-            out[t==k] = tuned[net,k](y[t==k], k)
+            one = tuned[net,k](y[t==k], k); _same(one, y[t==k], "the network's answer", 'y')
+            out[t==k] = one
         return out
     return ask
 

@@ -212,7 +212,7 @@ def write_photo(
     path,              # where to; the suffix decides the format
 ):                     # the path
     "Write a restored photograph, whole or not at all, with what the format can hold of the original: alpha, depth, greyness, profile, EXIF and dots per inch. JPEG, WEBP and BMP take 8 bits, JPEG no EXIF beyond 64 kB, WEBP no dots per inch, BMP no profile and no EXIF. What cannot be written (transparency in JPEG or BMP, a profile of more than 1 MiB in PNG) is an `ImageError` that names the file."
-    path = Path(path); fmt = _format(path, img.shape[1:])
+    check_images(img[None], 'img'); path = Path(path); fmt = _format(path, img.shape[1:])
     if (lost := _lost(photo, fmt)):
         raise ImageError(path, 'E_FORMAT', '{} cannot hold {}; write a {}'.format(fmt, *lost))
     bits = photo.bits if fmt in ('PNG','TIFF') else 8

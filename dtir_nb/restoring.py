@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from PIL import Image
 from .core import FORMATS, ImageError, check_images, check_steps, save_image, whole, _format
 from .data import stream
-from .schedule import Schedule, cosine_schedule, linear_schedule
+from .schedule import Schedule, _same, cosine_schedule, linear_schedule
 from .backbones import NAFNet, pad_to
 from .unet import UNet
 from .xrestormer import XRestormer
@@ -77,7 +77,8 @@ def tiled(
     "Apply `f` tile by tile and blend (memory: that of one tile, and two pictures)."
     out, spots = torch.zeros_like(img), _tiles(img, tile, overlap)
     for rows,cols,weight in (progress(spots) if progress else spots):
-        out[...,rows,cols] += weight*f(img[...,rows,cols])
+        part = img[...,rows,cols]; o = f(part); _same(o, part, "the network's answer", 'the picture')
+        out[...,rows,cols] += weight*o
     return out
 
 # %% ../nbs/17_restoring.ipynb #80599b9a
@@ -227,6 +228,17 @@ def train_estimator(
 # %% ../nbs/17_restoring.ipynb #4c1bc0bc
 def _parameters(net): return net.parameters() if isinstance(net, nn.Module) else ()
 
+def _answer(R, t, img):
+    "What the network makes of a picture or a tile."
+    out = R.net(img.to(R.device), t); _same(out, img, "the network's answer", 'the picture')
+    return out.to(img.device)
+
+def _finite(out):
+    "A picture without NaN and infinity, which would be written as black and white; minimum and maximum show both."
+    if torch.stack(out.aminmax()).isfinite().all(): return out
+    raise ValueError("the network's answer holds NaN or infinity: its weights are broken, or its numbers "
+                     "leave their range; try float32, or an earlier checkpoint")
+
 def _wide(run, img):
     "run(img); a picture that is thinner than the padding of a network of somebody's own is mirrored first."
     try: return run(img)
@@ -338,14 +350,14 @@ def run_restorer(
         return torch.stack([R(i, k, task=task, progress=progress) for i,k in zip(img, _each(t, len(img)))])
     e = R.step(img, task, t)
     if e.task == 'clean': return img
-    f = lambda v: R.net(v.to(R.device), e.t).to(v.device)
+    f = partial(_answer, R, e.t)
     big = R.tile and max(img.shape[-2:]) > R.tile
     pools = R.settle != 0 and isinstance(R.net, nn.Module) and _pools(R.net)
     def once(v):
         if not big: return _wide(f, v)
         way = partial(settled, R.net, passes=R.settle) if pools else tiled
         return _wide(lambda v: way(f, img=v, tile=R.tile, overlap=R.overlap, progress=progress), v)
-    with evaluating(R.net): out = (_eightfold(once, img[None]) if R.ensemble else once(img[None]))[0]
+    with evaluating(R.net): out = _finite(_eightfold(once, img[None]) if R.ensemble else once(img[None]))[0]
     return out.clamp_(0,1) if big else out.clamp(0,1)  # what was put together from tiles is nobody else's
 
 # %% ../nbs/17_restoring.ipynb #3a753722
@@ -638,6 +650,7 @@ def _reason(e, path):
     if isinstance(e, ImageError): return str(e).replace(ascii(os.fspath(path))+': ', '')
     if isinstance(e, MemoryError) or any(s in str(e).lower() for s in ('out of memory', 'tried to allocate')):
         return 'E_MEMORY: not enough memory; smaller --tile, fewer --workers'
+    if str(e).startswith("the network's answer"): return f'E_NET: {e}'
     return f'E_OS: {e}' if isinstance(e, OSError) else None
 
 def _attempt(R, folder, out, rel, suffix, compare, twice, kw):
@@ -651,7 +664,7 @@ def _attempt(R, folder, out, rel, suffix, compare, twice, kw):
         dst.parent.mkdir(parents=True, exist_ok=True)
         e = restore_photo(folder/rel, dst, R, compare=_compared(dst) if compare else None, **kw)
         return Outcome(str(rel), 'clean' if e.task=='clean' else 'restored', e.task, e.t, e.sure)
-    except (ImageError, MemoryError, OSError, RuntimeError) as e:
+    except (ValueError, MemoryError, OSError, RuntimeError) as e:
         if not (why := _reason(e, folder/rel)): raise
         other = (getattr(e,'code','')=='E_NOT_IMAGE'
                  and Image.registered_extensions().get(rel.suffix.lower()) not in FORMATS)
