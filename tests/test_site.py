@@ -186,11 +186,11 @@ def book(tmp_path):
                    'page says 1.25 s. `9 dB` and [7 dB](u9dB) [x](9 dB)'), ('code', 'f()'),
                   ('code', '#| slow\ng()'))
     d = json.loads(nb.read_text())
-    d['cells'][1]['outputs'] = [dict(output_type='stream', text='took 1.2480')]
+    d['cells'][1]['outputs'] = [dict(output_type='stream', text='took 1.2480, saw 1.415')]
     d['cells'][2] |= dict(id='s', outputs=[dict(output_type='stream', text='8 of 9')])
     nb.write_text(json.dumps(d))
     rows = [('3.46 dB', 'record', "a-20; a=run.json#result.'a.b'.0.psnr"), ('17 %', 'defined', 'a setting'),
-            ('14.15 dB', 'derived', '20*1.415/2'), ('1.25 s', 'page', ''), ('7 dB', 'paper', 'Table 1')]
+            ('14.15 dB', 'derived', '20*1.415/2; 20: a convention'), ('1.25 s', 'page', ''), ('7 dB', 'paper', 'Table 1')]
     (tmp_path/'tools/numbers.tsv').write_text('\n'.join('\t'.join(('p.ipynb', *r)) for r in rows)+'\n')
     (res/'blind').mkdir(); (tmp_path/'dtir_nb/weights').mkdir(parents=True)
     (res/'blind/blind.json').write_text(
@@ -209,6 +209,9 @@ def test_a_sound_book_passes(book): assert check_numbers.check(book) == []
     ('nbs/p.ipynb', '1.2480', '1.31', 'no output or test of the page'),
     ('tools/numbers.tsv', 'a setting', '', 'says nothing of its source'),
     ('tools/numbers.tsv', '20*1.415/2', 'print(1)', 'not arithmetic'),
+    ('tools/numbers.tsv', '1.415', '1.4149', 'reckons with 1.4149, which no output'), # a measurement that the page does not show
+    ('nbs/p.ipynb', '1.415', '1.405', 'reckons with 1.415, which no output'),         # measured again
+    ('tools/numbers.tsv', '20: a convention', '20:', 'reckons with 20, which no'),
     ('nbs/p.ipynb', '8 of 9', '9 of 9', 'slow cell s'),                             # an output changed by hand
     ('nbs/p.ipynb', 'g()', 'h()', 'slow cell s'),                                   # a source changed, its output not
     ('nbs/p.ipynb', '1.25 s', 'a while', 'but not on the page'),
