@@ -32,7 +32,7 @@ const look = () => ({
   title: document.querySelector('h1')?.textContent ?? '',
   ids: [...document.querySelectorAll('[id]')].map(e => e.id),
   links: [...document.querySelectorAll('a[href]')].map(a => a.href),
-  unset: (() => { const m = (document.querySelector('main') ?? document.body).cloneNode(true); m.querySelectorAll('pre, code, script, .math, .katex').forEach(e => e.remove()); return m.textContent.match(/\$\$?[^$\n]{1,80}\\[a-z]+[^$\n]*\$|\\\(|\\\[/g) ?? []; })(),
+  unset: (() => { const m = (document.querySelector('main') ?? document.body).cloneNode(true); m.querySelectorAll('pre, code, script, .math, .katex').forEach(e => e.remove()); return (m.textContent.match(/\]\([\w.\/-]+\.(?:ipynb|html)/g) ?? []).concat(m.textContent.match(/\$\$?[^$\n]{1,80}\\[a-z]+[^$\n]*\$|\\\(|\\\[/g) ?? []); })(),
 });
 
 // Formulas and their numbers do not cover one another.
@@ -48,6 +48,15 @@ async function accessible(page, name, mode) {
     note(name, `axe ${mode}: ${v.id}`, `${v.nodes.length} × ${v.help}; first: ${v.nodes[0].html} ${v.nodes[0].any[0]?.message ?? ''}`);
 }
 
+// Lines of code and of output that run out of their box.
+const cut = () => [...document.querySelectorAll('main pre')].filter(p => p.scrollWidth > p.clientWidth + 1).map(p => p.textContent.trim().slice(0, 60));
+
+// Pictures of many panels that are too small to be read, at less than 50 pixels for each inch they were drawn in.
+const small = () => [...document.querySelectorAll('main img.wide')].filter(i => i.clientWidth && i.clientWidth < 50*parseFloat(i.style.getPropertyValue('--inches'))).map(i => i.alt.slice(0, 60));
+
+// What stands over the text while one scrolls lets none of it through, in light and dark.
+const through = () => ['.quarto-secondary-nav', '#quarto-sidebar'].filter(s => getComputedStyle(document.querySelector(s)).backgroundColor !== getComputedStyle(document.body).backgroundColor);
+
 const wider = () => [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > 361 && !e.closest('pre, .sd-table, .cell-output-display, .math')).slice(0, 2).map(e => e.outerHTML.slice(0, 90));
 
 // One page, three ways: light, dark, and on a phone.
@@ -58,11 +67,13 @@ async function visit(name) {
   s.broken.forEach(b => note(name, 'broken picture', b));
   if (s.nameless) note(name, 'pictures without description', s.nameless);
   s.raw.forEach(r => note(name, 'formula not set', r));
-  s.unset.forEach(r => note(name, 'TeX in the text', r));
+  s.unset.forEach(r => note(name, 'TeX or a raw link in the text', r));
   if (!s.title || s.title.startsWith('#')) note(name, 'title', s.title);
   await page.evaluate(axe);
   const under = await page.evaluate(covered);
   if (under) note(name, 'formulas under their numbers', under);
+  const over = async at => { for (const l of await page.evaluate(cut)) note(name, `cut off at ${at} px`, l); };
+  await over(1300);
   await accessible(page, name, 'light'); await shot('light');
   await page.emulateMedia({ colorScheme: 'dark' });
   await page.waitForFunction(() => document.documentElement.classList.contains('quarto-dark')); await page.waitForTimeout(200);
@@ -70,6 +81,8 @@ async function visit(name) {
   await page.emulateMedia({ colorScheme: 'light' }); await page.setViewportSize({ width: 360, height: 740 }); await page.waitForTimeout(600);
   const width = await page.evaluate(() => document.documentElement.scrollWidth);
   if (width > 360) note(name, 'scrolls sideways at 360 px', `${width} ${await page.evaluate(wider)}`);
+  await over(360);
+  for (const l of await page.evaluate(small)) note(name, 'too small to read at 360 px', l);
   await shot('phone');
   await context.close();
   return s;
@@ -120,6 +133,26 @@ async function hands() {
   return { curtain, moved, toggles: light !== dark };
 }
 
+// On phones and tablets: the bar that stays in sight hides what is under it, and the menu opens below it, from its first entry to its last.
+async function narrow(name, width) {
+  const { context, page } = await open(name, { viewport: { width, height: 740 }, colorScheme: 'light' });
+  const clear = async scheme => { for (const s of await page.evaluate(through)) note(name, `text shows through at ${width} px, ${scheme}`, s); };
+  await page.evaluate(() => scrollTo({ top: 700, behavior: 'instant' })); await page.waitForTimeout(300);
+  await clear('light');
+  await page.locator('.quarto-btn-toggle').first().click(); await page.waitForTimeout(500);
+  const menu = await page.evaluate(() => {
+    const s = document.querySelector('#quarto-sidebar'), links = [...s.querySelectorAll('a.sidebar-link')].filter(a => a.offsetParent);
+    const first = links[0].getBoundingClientRect().top; s.scrollTop = s.scrollHeight;
+    return { first, below: document.querySelector('#quarto-header').getBoundingClientRect().bottom, last: links.at(-1).getBoundingClientRect().bottom };
+  });
+  if (menu.first < menu.below - 1) note(name, `the menu lies under the header at ${width} px`, JSON.stringify(menu));
+  if (menu.last > 740) note(name, `the menu does not scroll to its end at ${width} px`, JSON.stringify(menu));
+  await page.screenshot({ path: `${out}/menu_${width}.png` });
+  await page.emulateMedia({ colorScheme: 'dark' }); await page.waitForFunction(() => document.documentElement.classList.contains('quarto-dark')); await page.waitForTimeout(200);
+  await clear('dark');
+  await context.close();
+}
+
 // A stranger's way, by clicking what is written: from the home page through links with these texts to a page that shows `want`.
 async function walk(way, want) {
   const { context, page } = await open('index.html', { viewport: { width: 1300, height: 900 } });
@@ -135,6 +168,7 @@ async function walk(way, want) {
   return end;
 }
 
+for (const [name, width] of [['index.html', 360], [pages.find(p => p === 'matching.html') ?? pages[0], 360], ['index.html', 768]]) await narrow(name, width);
 const words = (process.env.SEARCH || 'match_timestep').split(',');
 const walks = {}; for (const [k, [way, want]] of Object.entries(JSON.parse(process.env.WALKS || '{}'))) walks[k] = await walk(way, want).catch(e => ({ error: e.message.slice(0, 300) }));
 const found = {}; for (const w of words) found[w] = await search(w);

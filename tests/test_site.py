@@ -1,11 +1,11 @@
 "The site: small laws of its builder, and, marked long, every page in a browser (tests/site.mjs)."
-import functools, http.server, json, os, re, shutil, subprocess, sys, threading
+import base64, functools, http.server, io, json, os, re, shutil, subprocess, sys, threading
 from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/'tools'))
-import check_numbers, docs_api, docs_nav, docs_polish, docs_readme, docs_stage, import_graph
+import check_numbers, docs_api, docs_nav, docs_polish, docs_readme, docs_stage, execnbs, import_graph
 
 def notebook(path, *cells):
     "Write a notebook of (kind, source) cells."
@@ -45,8 +45,8 @@ def test_pictures_say_what_they_show():
         'class="cell"><img src="y" alt=""></div>')
     assert 'alt="Figure: Noise"' in docs_polish.describe_pictures(
         '<h2 id="n">Noise</h2><h3>stronger</h3><img src="y" alt="">', {'stronger': []})
-    assert (docs_polish.plain_names('<span class="co"># of [`Photo`](./data.html#photo)s</span> [`x`](y)')
-            == '<span class="co"># of `Photo`s</span> [`x`](y)')
+    assert (docs_polish.plain_names('<span class="co"># of [`Photo`](./data.html#photo)s, [`ddp()`](./parallel.html#ddp)</span> [`x`](y)')
+            == '<span class="co"># of `Photo`s, `ddp()`</span> [`x`](y)')
 
 def test_a_title_is_what_was_written_as_one():
     assert docs_polish.plot_title("a.set(title='One, ' 'cut'); b.set_title(\"Two's\"); "
@@ -113,12 +113,47 @@ def test_signatures_say_what_nbdev_cannot():
                   'to last.*') == '```python\ndef f(\n    t, # in t*, or so\n):\n```\n\n*In the order of '
             't\\*, first to last.*')
 
+def test_long_defaults_go_by_their_name():
+    src = ("def f(x, a=LONG, b=make(1), *, c=('one','two'), d=3):\n    'Does.'\n")
+    many = 'C(' + ', '.join(f'field{i}=({i}, ")")' for i in range(12)) + ')'
+    said = f"```python\ndef f(\n    x, a:C={many}, # first\n    b={many},\n    c:tuple={tuple('abcdefghijklmnop')}, d=3\n):\n```\n\n*Does.*"
+    assert docs_stage.short_defaults(said, src, 'f') == ("```python\ndef f(\n    x, a:C=LONG, # first\n    b=make(1),\n"
+                                                         "    c:tuple=('one', 'two'), d=3\n):\n```\n\n*Does.*")
+    long = docs_stage.short_defaults(said, src.replace('LONG', repr(tuple(range(99)))), 'f')
+    assert f'a:C={many[:57]}…, # first' in long
+    assert docs_stage.short_defaults(said, 'K = 1', 'f') == said and docs_stage.short_defaults('', src, 'f') == ''
+
+def test_long_lines_know_their_indentation():
+    "Nothing but marks is added: what a reader sees and copies stays the same letters."
+    long = '    return ' + 'x + '*20 + '<span class="st">1</span>'
+    page = f'<pre class="a"><code class="b">def f():\n{long}\n</code></pre><p>{long}</p>'
+    out = docs_polish.hang(page)
+    assert out == page.replace(long, f'<span class="long" style="--n: 8">{long}</span>', 1)
+    doc = '<span class="st">' + 'one '*20 + '\n  ' + 'two '*20 + '</span> x'
+    out = docs_polish.hang(f'<pre><code>{doc}</code></pre>')
+    assert re.sub('<[^>]+>', '', out) == re.sub('<[^>]+>', '', doc) and '--n: 6' in out
+    for line in re.findall(r'<span class="long".*', out): assert line.count('<span') == line.count('</span'), line
+
+def test_pictures_of_many_panels_know_their_inches():
+    from PIL import Image
+    def tag(width, dpi, kind='png'):
+        Image.effect_noise((width, 40), 60).convert('RGB').save(f := io.BytesIO(), kind, dpi=(dpi, dpi))
+        return f'<img alt="a" src="data:image/{kind};base64,{base64.b64encode(f.getvalue()).decode()}" class="img-fluid">'
+    one, many, photo = tag(640, 160), tag(1440, 160), tag(720, 80, 'jpeg')
+    assert docs_polish.wide_pictures(one) == one
+    drawn = re.search(r'base64,([^"]+)', tag(800, 80))[1]; kept = execnbs.with_palette(drawn)
+    assert kept != drawn                                                    # what runs a notebook keeps the inches
+    assert '--inches: 10.0' in docs_polish.wide_pictures(f'<img src="data:image/png;base64,{kept}" class="img-fluid">')
+    for wide in (many, photo):
+        assert docs_polish.wide_pictures(wide) == wide.replace('<img', '<img style="--inches: 9.0"').replace('"img-fluid', '"wide img-fluid')
+
 def test_links_lead_somewhere():
     names, repo = {'00_core.ipynb': 'core.ipynb'}, 'https://host/blob/main'
     def md(s, folder=''): return docs_stage.prose(s, folder, names, 'https://site', repo, {})
     assert md('[a](00_core.ipynb#The-glossary)') == '[a](core.ipynb#the-glossary)'
     assert (md('[a](../00_core.ipynb) [b](../../LICENSE)', 'tutorials') == '[a](../core.ipynb) '
             '[b](https://host/blob/main/LICENSE)')
+    assert md('see [[`fit`](https://site/x.html#fit) and more](00_core.ipynb)') == 'see [`fit` and more](core.ipynb)'
     assert (md('[a](../data/README.md) [`gone`](99_gone.ipynb)')
             == '[a](https://host/blob/main/data/README.md) `gone`')
 
@@ -151,11 +186,11 @@ def book(tmp_path):
                    'page says 1.25 s. `9 dB` and [7 dB](u9dB) [x](9 dB)'), ('code', 'f()'),
                   ('code', '#| slow\ng()'))
     d = json.loads(nb.read_text())
-    d['cells'][1]['outputs'] = [dict(output_type='stream', text='took 1.2480')]
+    d['cells'][1]['outputs'] = [dict(output_type='stream', text='took 1.2480, saw 1.415')]
     d['cells'][2] |= dict(id='s', outputs=[dict(output_type='stream', text='8 of 9')])
     nb.write_text(json.dumps(d))
     rows = [('3.46 dB', 'record', "a-20; a=run.json#result.'a.b'.0.psnr"), ('17 %', 'defined', 'a setting'),
-            ('14.15 dB', 'derived', '20*1.415/2'), ('1.25 s', 'page', ''), ('7 dB', 'paper', 'Table 1')]
+            ('14.15 dB', 'derived', '20*1.415/2; 20: a convention'), ('1.25 s', 'page', ''), ('7 dB', 'paper', 'Table 1')]
     (tmp_path/'tools/numbers.tsv').write_text('\n'.join('\t'.join(('p.ipynb', *r)) for r in rows)+'\n')
     (res/'blind').mkdir(); (tmp_path/'dtir_nb/weights').mkdir(parents=True)
     (res/'blind/blind.json').write_text(
@@ -174,6 +209,9 @@ def test_a_sound_book_passes(book): assert check_numbers.check(book) == []
     ('nbs/p.ipynb', '1.2480', '1.31', 'no output or test of the page'),
     ('tools/numbers.tsv', 'a setting', '', 'says nothing of its source'),
     ('tools/numbers.tsv', '20*1.415/2', 'print(1)', 'not arithmetic'),
+    ('tools/numbers.tsv', '1.415', '1.4149', 'reckons with 1.4149, which no output'), # a measurement that the page does not show
+    ('nbs/p.ipynb', '1.415', '1.405', 'reckons with 1.415, which no output'),         # measured again
+    ('tools/numbers.tsv', '20: a convention', '20:', 'reckons with 20, which no'),
     ('nbs/p.ipynb', '8 of 9', '9 of 9', 'slow cell s'),                             # an output changed by hand
     ('nbs/p.ipynb', 'g()', 'h()', 'slow cell s'),                                   # a source changed, its output not
     ('nbs/p.ipynb', '1.25 s', 'a while', 'but not on the page'),
@@ -218,10 +256,21 @@ def browser():
             else 'no node_modules: run tools/install_browser.sh')
 
 # from the home page, in three clicks: (texts of the links, what the page at the end shows)
-WALKS = {'the proof of the orthogonality loss': (['See a proof: the orthogonality loss',
+WALKS = {'the proof of the orthogonality loss': (['See a law put to the test: the orthogonality loss',
                                                   'The loss, from two vectors'], 'assert_close')}
 if (ROOT/'nbs/tutorials/restore_a_photo.ipynb').exists():
     WALKS['a photo of one\'s own'] = (['Restore a photo of your own'], 'dtir restore')
+
+@pytest.mark.parametrize('name', WALKS)
+def test_walks_begin_on_the_home_page(name):
+    "The words that the browser will click stand where it looks for them: on the home page, and among the headings of the page that they lead to."
+    def text(p, kinds=('markdown', 'code')):
+        return '\n'.join(check_numbers.join(c['source']) for c in check_numbers.cells(ROOT/'nbs'/p) if c['cell_type'] in kinds)
+    (first, *rest), want = WALKS[name]
+    link = re.search(rf'\[{re.escape(first)}\]\(([^)#]+\.ipynb)\)', text('index.ipynb', ['markdown']))
+    assert link, f'no link {first!r} on the home page'
+    heads = re.findall(r'^#+ (.*)$', text(link[1], ['markdown']), re.M)
+    assert all(r in heads for r in rest) and want in text(link[1]), (rest, want, heads)
 
 @pytest.mark.long
 @pytest.mark.skipif(bool(browser()), reason=browser())

@@ -6,6 +6,9 @@ with where it comes from, and this program follows it there:
     defined   the page sets it: a tolerance, a setting, a convention                    nothing to follow
     paper     somebody else printed it; the source says who                             nothing to follow
     derived   arithmetic: the source is the expression                                  computed again
+              its numbers, but for 0 to 10 and powers of ten, stand in an output        looked up
+              or a test of the page or in another row of it, or the source says
+              what they are: `100*8/63; 63: GMACs, Table 4`
     page      an output of the same page shows it, or a test of the page asserts it     looked up
     record    a file in nbs/experiments/results has it: `expression; a=FILE#path.to.it`  read and computed
 
@@ -79,8 +82,17 @@ def shown(cs):
                        for c in cs if c['cell_type'] == 'code' for o in c.get('outputs', [])))
     return [float(n.replace(',', '')) for n in re.findall(r'(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?', text)]
 
-def follow(claim, kind, source, cs, results):
-    "None if the claim agrees with its source, else what is wrong."
+def untold(expr, words, cs, own):
+    "The numbers of an expression that neither the page shows, nor another claim of it (`own`), nor `words` explain."
+    seen = [abs(v) for v in [*shown(cs), *own]]
+    said = [float(n) for n,_,why in (w.partition(':') for w in words) if why.strip()]
+    def close(n): return any(abs(v-n) <= .5005*10**-len(f'{n:.10f}'.rstrip('0').partition('.')[2]) for v in seen)
+    free = [*range(11), *(10.**k for k in range(-9, 13))]
+    ns = [k.value for k in ast.walk(ast.parse(expr.strip(), mode='eval')) if isinstance(k, ast.Constant)]
+    return [n for n in ns if n not in free and n not in said and not close(n)]
+
+def follow(claim, kind, source, cs, results, own=()):
+    "None if the claim agrees with its source, else what is wrong; `own` are the numbers of the other claims of its page."
     v, tol = value(claim)
     close = lambda w: abs(w-v) <= tol*1.001 or claim.endswith('%') and abs(100*w-v) <= tol*1.001
     if kind in ('defined', 'paper'): return None if source.strip() else 'says nothing of its source'
@@ -88,10 +100,12 @@ def follow(claim, kind, source, cs, results):
     if kind not in ('derived', 'record'): return f'is of no known kind: {kind!r}'
     expr, *where = source.split(';')
     try:
-        w = compute(expr,
-                    {k.strip(): read(p.strip(), results) for k,_,p in (o.partition('=') for o in where)})
+        w = compute(expr, {k.strip(): read(p.strip(), results) for k,_,p in (o.partition('=') for o in where)
+                           if kind == 'record'})
+        lost = untold(expr, where, cs, own) if kind == 'derived' else []
     except (OSError, KeyError, IndexError, ValueError, SyntaxError, TypeError) as e:
         return f'cannot be followed: {type(e).__name__} {e}'
+    if lost: return f'its source reckons with {lost[0]:g}, which no output or test of the page shows'
     return None if close(w) else f'its source gives {w:g}'
 
 # --- slow cells ------------------------------------------------------------------------------------------------------------------------
@@ -147,7 +161,8 @@ def check(root=ROOT):
     bad += [f'{n}: "{c}" is not in tools/numbers.tsv' for n,c in sorted(found-rows.keys())]
     bad += [f'{n}: "{c}" is in tools/numbers.tsv, but not on the page' for n,c in sorted(rows.keys()-found)]
     for n,c in sorted(found & rows.keys()):
-        if why := follow(c, *(rows[n,c]+['', ''])[:2], all_[n], results): bad.append(f'{n}: "{c}" {why}')
+        own = [value(q)[0] for p,q in rows if p == n and q != c and rows[p,q][0] != 'derived']
+        if why := follow(c, *(rows[n,c]+['', ''])[:2], all_[n], results, own): bad.append(f'{n}: "{c}" {why}')
     for name, cs in all_.items():
         p = results/'pages'/f'{name.removesuffix(".ipynb")}.json'
         was, now = json.loads(p.read_text(encoding='utf-8')) if p.exists() else {}, slow(cs)

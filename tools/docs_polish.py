@@ -1,6 +1,7 @@
-"After the site is built: mathematics and fonts from this site only, links from names to their pages, a description for every picture."
-import html, re, shutil
+"After the site is built: mathematics and fonts from this site only, links from names to their pages, a description for every picture, and lines and pictures that fit a phone."
+import base64, html, io, re, shutil
 from pathlib import Path
+from PIL import Image
 
 CDN = re.compile(r'https://cdn\.jsdelivr\.net/npm/katex@[\d.]+/dist')
 
@@ -32,7 +33,7 @@ def link_names(text, symbols, here, up):
 
 def plain_names(text):
     "Links that nbdev wrote into the comments of signatures, where they would be read as they are written: only the names stay."
-    return re.sub(r'<span class="co">.*?</span>', lambda m: re.sub(r'\[(`[\w.]+`)\]\([^)\s]*\)', r'\1', m[0]),
+    return re.sub(r'<span class="co">.*?</span>', lambda m: re.sub(r'\[(`[\w.]+(?:\(\))?`)\]\([^)\s]*\)', r'\1', m[0]),
                   text)
 
 def clean(s): return html.unescape(re.sub(r'\s+', ' ', re.sub(r'<[^>]+>', '', s))).strip()
@@ -60,6 +61,34 @@ def describe_pictures(text, symbols=()):
         out.append(tok)
     return ''.join(out)
 
+def wide_pictures(text, room=6):
+    "Pictures drawn for more than `room` inches are marked, with their width in inches: a phone does not shrink them until nobody can read them."
+    def mark(m):
+        img = Image.open(io.BytesIO(base64.b64decode(m[2])))
+        inches = img.width/float(img.info.get('dpi', (160,))[0] or 160)   # our plots have 160, where a palette cost them their note of it
+        return m[0] if inches <= room else m[0].replace(
+            '<img', f'<img style="--inches: {inches:.1f}"', 1).replace('class="', 'class="wide ', 1)
+    return re.sub(r'<img\b([^>]*)\bsrc="data:image/(?:png|jpeg);base64,([^"]+)"[^>]*>', mark, text)
+
+def hang_listing(body, most=40):
+    "The lines of one listing that a narrow box may not hold, each in a span that knows by how many letters its continuation is indented."
+    out, open_ = [], []
+    for line in body.split('\n'):
+        before = ''.join(open_)
+        for tag in re.findall(r'</?\w+[^>]*>', line):     # colours that begin in one line and end in another
+            if tag[1] == '/': open_.pop()
+            else: open_.append(tag)
+        said = html.unescape(re.sub(r'<[^>]+>', '', line))
+        line = before + line + ''.join(f'</{re.match("<([a-z0-9]+)", t)[1]}>' for t in reversed(open_))
+        n = len(said) - len(said.lstrip()) + 4
+        out.append(f'<span class="long" style="--n: {n}">{line}</span>' if len(said) > most else line)
+    return '\n'.join(out)
+
+def hang(text):
+    "Every listing and every printed output of a page, with `hang_listing`."
+    return re.sub(r'(<pre\b[^>]*><code\b[^>]*>)(.*?)(</code></pre>)',
+                  lambda m: m[1] + hang_listing(m[2]) + m[3], text, flags=re.S)
+
 def label_controls(text):
     "Names for what assistive technology would otherwise read out as a bare symbol."
     text = text.replace('class="code-copy-button"><i', 'class="code-copy-button" aria-label="Copy to '
@@ -86,6 +115,7 @@ def polish(site, katex, symbols):
         text = local_katex(h.read_text(encoding='utf-8'), up, bool(katex))
         head, body = text.split('<main', 1) if '<main' in text else (text, '')
         body = describe_pictures(link_names(plain_names(body), symbols, rel, up), symbols)
+        body = wide_pictures(hang(body))
         h.write_text(label_controls(head + '<main' + body if body else head), encoding='utf-8')
 
 def foreign(site):

@@ -1,5 +1,5 @@
 "From what nbdev made of the notebooks to what the site builder reads: page names, relative links, figure numbers, and the source under each signature."
-import json, os, re, shutil
+import ast, json, os, re, shutil
 from pathlib import Path
 import yaml
 from docs_readme import join
@@ -15,7 +15,9 @@ def page_names(nbs, dst):
     return {p.relative_to(dst).as_posix(): new(p, nb).relative_to(dst).as_posix() for p, nb in nbs.items()}
 
 def relink(text, folder, names, doc_url):
-    "Links to notebooks become links to their pages, or plain words where there is no such notebook; links to the published site become relative."
+    "Links to notebooks become links to their pages, or plain words where there is no such notebook; links to the published site become relative; of a link inside a link the outer one stays."
+    # nbdev links names inside links, too
+    text = re.sub(r'\[([^\[\]]*)\[([^\[\]]*)\]\([^()\s]*\)([^\[\]]*)\]\(', r'[\1\2\3](', text)
     text = text.replace(doc_url + '/', '../'*(0 if folder in ('', '.') else folder.count('/')+1) or './')
     def link(m):
         t = os.path.normpath(os.path.join(folder, m[2])).replace(os.sep, '/')
@@ -88,6 +90,33 @@ def true_signature(cell, src, name):
             d['text/markdown'] = re.sub(rf'def {name}\(\n.*?\n\)(?:->None)?:', lambda m: '\n'.join(fs),
                                         join(d['text/markdown']), count=1, flags=re.S)
 
+def value_end(text, at):
+    "Where the value that begins at `at` ends: at the next comma, line end or bracket that belongs to none of its own brackets and strings."
+    quote, depth = '', 0
+    for i in range(at, len(text)):
+        c = text[i]
+        if quote: quote = '' if c == quote and text[i-1] != '\\' else quote
+        elif c in '\'"': quote = c
+        elif depth == 0 and c in ',)\n': return i
+        else: depth += (c in '([{') - (c in ')]}')
+    return len(text)
+
+def short_defaults(said, src, name, most=60):
+    "A default that takes more room than `most` letters as its source names it; if that is long, too, its beginning."
+    f = next((n for n in ast.walk(ast.parse(src)) if isinstance(n, ast.FunctionDef) and n.name == name), None)
+    head = re.search(rf'^def {name}\(', said, re.M)
+    if not f or not head: return said
+    args  = [*f.args.posonlyargs, *f.args.args]
+    named = [*zip(args[len(args)-len(f.args.defaults):], f.args.defaults),
+             *((a, d) for a,d in zip(f.args.kwonlyargs, f.args.kw_defaults) if d)]
+    for a,d in named:
+        m = re.compile(rf'(?<=[\s(]){a.arg}(?::[^=\n#]*)?=').search(said, head.end())
+        end = value_end(said, m.end()) if m else 0
+        if end - (m.end() if m else 0) <= most: continue
+        new = ast.unparse(d) if len(ast.unparse(d)) <= most else said[m.end():m.end()+most-3] + '…'
+        said = said[:m.end()] + new + said[end:]
+    return said
+
 def true_doc(cell, urls, nb):
     "What nbdev cannot know of a name: the line of its source, that it says nothing of itself, that a function's address in memory is no default, and t*."
     m = re.search(r'^show_doc\(([\w.]+)\)\s*$', join(cell['source']), re.M)
@@ -127,7 +156,10 @@ def add_sources(cells, raw, urls={}, nb=''):
         at = max(at, where.get(c.get('id'), at))
         if c['cell_type'] != 'code' or not re.match(r'#\|\s*exports?\b', src) or not defined(src): continue
         shown = [n for n in defined(src) if n in docs]
-        for n in shown: true_signature(cells[docs[n]], src, n)
+        for n in shown:
+            true_signature(cells[docs[n]], src, n)
+            for d in (o.get('data', {}) for o in cells[docs[n]].get('outputs', [])):
+                if 'text/markdown' in d: d['text/markdown'] = short_defaults(join(d['text/markdown']), src, n)
         at = max([at] + [docs[n] for n in shown])
         after.setdefault(at, []).append(source_cell(src, shown, urls, nb))
     return [o for i,c in enumerate(cells) for o in [c, *after.get(i, [])]]

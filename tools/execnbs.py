@@ -14,7 +14,8 @@ def with_palette(png, most=4000):
     "A PNG (base64) of few colours, as plots are, with a palette: a third of the bytes, no channel off by more than a few of 255; photographs stay."
     im = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB')
     if not im.getcolors(most): return png
-    im.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(out := io.BytesIO(), 'png', optimize=True)
+    im.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(out := io.BytesIO(), 'png', optimize=True,
+        dpi=im.info.get('dpi'))
     small = base64.b64encode(out.getvalue()).decode()
     return small if len(small) < len(png) else png
 
