@@ -134,7 +134,8 @@ def _check_header(im, path, max_pixels):
     if not w*h <= max_pixels:       # nor if it is not a number
         raise ImageError(path, 'E_TOO_LARGE', f'{w}×{h} pixels are more than max_pixels={max_pixels:g}; '
                          f'raise it or scale the picture down')
-    if getattr(im, 'n_frames', 1) > 1 and im.format != 'MPO':   # a phone's preview or depth map lies behind its picture
+    # MPO: a phone's preview or depth map lies behind its picture
+    if getattr(im, 'n_frames', 1) > 1 and im.format != 'MPO':
         raise ImageError(path, 'E_FRAMES', f'{im.n_frames} frames in one file; extract the one you mean')
     if im.mode not in ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'I', 'I;16', 'I;16B', 'I;16L'):
         raise ImageError(path, 'E_MODE', f'colour mode {im.mode} has no agreed way to RGB in [0,1]; convert '

@@ -101,7 +101,7 @@ def _tree(folder):
         try: return iter(sorted(os.scandir(d), key=lambda e: e.name))
         except PermissionError: return iter(())
     todo = [(inside(folder), (os.path.realpath(folder),))]  # and the real folders whose trees we are in
-    while todo:                                             # a stack: a tree may be deeper than functions can call
+    while todo:                                             # a tree may be deeper than functions can call
         found, homes = todo[-1]
         if (e := next(found, None)) is None: todo.pop(); continue
         yield Path(e.path)

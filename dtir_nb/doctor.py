@@ -431,9 +431,7 @@ class Report(NamedTuple):
         all_ = sorted((c, p, w) for g in self.groups for c,p,w in g['findings'])
         return '\n'.join([f'{c:14s} {p!a}: {_printable(w)}' for c,p,w in all_[:most]]
                          + [f'… and {len(all_)-most} more, all of them in the JSON']*(len(all_) > most))
-    def left_aside(self):
-        "How many files are no pictures for us, and of which kinds."
-        return not_taken(self.other)
+    def left_aside(self): return not_taken(self.other)
     def json(self):
         "Everything, as text."
         return json.dumps(dict(root=self.root, ok=self.ok, groups=self.groups,
@@ -551,8 +549,9 @@ def _told_apart(gt):
 
 def _digests(lq, gt): return dict(sha256=_sha(lq), gt_sha256=_sha(gt))
 
+# %% ../nbs/02a_doctor.ipynb #f002a5e5
 def _sound(todo, bad, **limits):
-    "Have each (picture, name, mask) looked at, in processes that may die of it: the usable ones, and the records. The others are one list."
+    "Have each (picture, name, mask) looked at by processes that may die of it: the usable ones, and all records."
     if bad not in ('stop', 'skip'): raise ValueError(f"bad is {bad!r}: it is 'stop' or 'skip'")
     seen = first_look([q for p,_,m in todo for q in (p, m) if q], **limits)
     good, wrong = [], {}
@@ -560,8 +559,9 @@ def _sound(todo, bad, **limits):
         r, *hole = recs = [seen[os.fspath(q)] for q in (p, m) if q]
         ill = [ImageError(o['path'], o['code'], o['why']) for o in recs if o['code']]
         if hole and not ill and (hole[0]['width'], hole[0]['height']) != (r['width'], r['height']):
-            ill = [ImageError(p, 'E_PAIR_SIZE', f"is {r['width']}×{r['height']}, and its mask {m.name!a} "
-                              f"{hole[0]['width']}×{hole[0]['height']}: give masks of the size of the pictures")]
+            a, b = (f"{o['width']}×{o['height']}" for o in (r, *hole))
+            ill = [ImageError(p, 'E_PAIR_SIZE', f'is {a}, its mask {m.name!a} {b}: give masks of one size with '
+                              'the pictures')]
         wrong |= {os.fspath(e.path): e for e in ill}
         if not ill: good.append((p, rel, m))
     if wrong and (bad == 'stop' or not good): raise BadFiles(wrong.values())
@@ -570,17 +570,27 @@ def _sound(todo, bad, **limits):
                       stacklevel=3)
     return good, seen
 
+def _lq(out, rel): return (Path(out)/'LQ'/rel).with_suffix('.png')
+
+def _undone(gt, out, pics, done, mask):
+    "The pictures that have no degraded side yet, or that of another picture: (path, name, mask)."
+    for n,p in enumerate(pics):
+        rel = p.relative_to(gt).as_posix(); lq = _lq(out, rel)
+        if not (rel in done and lq.exists() and done[rel].items() >= _digests(lq, p).items()):
+            yield p, rel, mask(rel, n)
+
 # %% ../nbs/02a_doctor.ipynb #8916a3c6
-def _settled(task, strength, holes):
-    "Is it a strength that the task has?"
-    if isinstance(strength, (int, float)) and math.isfinite(strength) or strength in (None, 'benchmark'): return
+def _settled(task, strength, masks):
+    "Is it a task, and a strength that it has?"
+    if task not in TASKS: raise ValueError(f'task is {task!r}: choose from {", ".join(TASKS)}')
+    if strength in (None, 'benchmark') or isinstance(strength, (int, float)) and math.isfinite(strength): return
     if strength != 'daclip':
-        raise ValueError(f"strength is {strength!r}: it is a number, 'benchmark', 'daclip', or none at all to "
-                         'draw from the training range')
+        raise ValueError(f"strength is {strength!r}: it is a number, 'benchmark', 'daclip', or left out to draw "
+                         'from the training range')
     if task not in ('noisy', 'jpeg', 'inpainting'):
         raise ValueError(f"strength is 'daclip' and task is {task!r}: DA-CLIP computes 'noisy', 'jpeg' and "
                          "'inpainting' only, its other tasks are photographed; take 'benchmark'")
-    if task == 'inpainting' and not holes:
+    if task == 'inpainting' and masks is None:
         raise ValueError("strength is 'daclip' and masks is None: DA-CLIP's holes come from its masks, give "
                          'their folder as masks')
 
@@ -597,23 +607,18 @@ def make_lq(
     **limits,       # `workers`, `seconds` and `memory` for the first look at the files, as in `first_look`
 )->Path:            # `out`
     "Write the degraded side of a folder of clean pictures; goes on where it was interrupted."
-    if task not in TASKS: raise ValueError(f'task is {task!r}: choose from {", ".join(TASKS)}')
+    _settled(task, strength, masks)
     gt, out, pics = Path(gt), Path(out), _told_apart(gt); holes = _masks(masks, task, strength, len(pics))
-    _settled(task, strength, holes)
     what = dict(task=task, seed=seed, strength=strength) | (dict(masks=len(holes)) if holes else {})
-    out.mkdir(parents=True, exist_ok=True); done, todo = _resumed(out/'lq.jsonl', what), []
-    side = lambda rel: (out/'LQ'/rel).with_suffix('.png')
-    for n,p in enumerate(pics):
-        rel = p.relative_to(gt).as_posix(); lq = side(rel)
-        if rel in done and lq.exists() and done[rel].items() >= _digests(lq, p).items(): continue
-        todo.append((p, rel, _mask_of(holes, rel, n if strength == 'daclip' else None, seed)))
-    good, seen = _sound(todo, bad, **limits)
+    out.mkdir(parents=True, exist_ok=True); done = _resumed(out/'lq.jsonl', what)
+    mask = lambda rel, n: _mask_of(holes, rel, n if strength == 'daclip' else None, seed)
+    good, seen = _sound(list(_undone(gt, out, pics, done, mask)), bad, **limits)
     with (out/'lq.jsonl').open('a') as f:
-        for p, rel, mask in tqdm(good, disable=not progress, desc=f'make {task}'):
-            y, params = _degrade_file(p, rel, task, seed, strength, mask, seen)
-            for q in (side(rel), out/'GT'/rel): q.parent.mkdir(parents=True, exist_ok=True)
-            save_image(y, side(rel)); _link(p, out/'GT'/rel)
-            f.write(json.dumps(dict(path=rel, **what, params=params, **_digests(side(rel), p)))+'\n'); f.flush()
+        for p, rel, m in tqdm(good, disable=not progress, desc=f'make {task}'):
+            (y, params), lq = _degrade_file(p, rel, task, seed, strength, m, seen), _lq(out, rel)
+            for q in (lq, out/'GT'/rel): q.parent.mkdir(parents=True, exist_ok=True)
+            save_image(y, lq); _link(p, out/'GT'/rel)
+            f.write(json.dumps(dict(path=rel, **what, params=params, **_digests(lq, p)))+'\n'); f.flush()
     return out
 
 # %% ../nbs/02a_doctor.ipynb #f2ae667a
@@ -736,7 +741,7 @@ class _Room:
         if self.left < 0: raise ArchiveError(f'{self.path}: {self.why}')
     def member(self):
         self.members -= 1
-        if self.members < 0: raise ArchiveError(f'{self.path}: more than max_members={self.most:g} members inside')
+        if self.members < 0: raise ArchiveError(f'{self.path}: more than max_members={self.most:g} inside')
 
 def _write(room, out, name, src):
     "Copy one member into the folder, and nowhere else."
@@ -762,10 +767,11 @@ def _zip(room, out):
 
 
 # %% ../nbs/02a_doctor.ipynb #ebed4194
-_NOTES = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE
+_NOTES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+          tarfile.SOLARIS_XHDTYPE)
 
 class _Head(tarfile.TarInfo):
-    "The head of a member: a name, a note or a map of holes that could be of any length is refused before it is read."
+    "The head of a member; a name, note or map of holes of any length is refused before it is read."
     @classmethod
     def frombuf(cls, *args):
         m = super().frombuf(*args)
@@ -781,7 +787,8 @@ def _tar(room, out):
     with t:
         while (m := t.next()) is not None:
             room.member(); t.members.clear()    # what has been unpacked need not be remembered
-            if not (m.isfile() or m.isdir()): raise ArchiveError(f'{room.path}: {m.name!a} is a link or a device')
+            if not (m.isfile() or m.isdir()):
+                raise ArchiveError(f'{room.path}: {m.name!a} is a link or a device')
             if m.size > room.left: room.take(m.size)
             if m.isfile(): _write(room, out, m.name, t.extractfile(m))
         _ended(t, room)

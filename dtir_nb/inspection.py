@@ -63,8 +63,7 @@ def inspect_file(
             raise ImageError(path, 'E_OUTSIDE', f'a link that leaves the folder, to {real!a}')
         if os.path.isfile(real) and os.path.getsize(real) > max_bytes:
             raise ImageError(path, 'E_TOO_LARGE', f'{os.path.getsize(real)} bytes')
-        x = load_image(path, alpha=alpha)
-        data = Path(path).read_bytes()
+        x, data = load_image(path, alpha=alpha), Path(path).read_bytes()
         im, rec['warn'] = _warnings(path, data)
         rec |= dict(sha256=hashlib.sha256(data).hexdigest(), format=im.format, mode=im.mode, width=x.shape[2],
                     height=x.shape[1])
@@ -216,7 +215,7 @@ def reopen(
     rec,            # its record
     alpha='refuse', # as when it was looked at
 ):                  # picture (3,H,W) in [0,1]
-    "Decode a file in this process: only if a child could, and only if it is still that file; else its `ImageError`."
+    "Decode a file in this process: only if a child could, and if it is still that file."
     if rec['code']: raise ImageError(path, rec['code'], rec['why'])
     if not unchanged(path, rec):
         raise ImageError(path, 'E_CHANGED', 'has changed since it was looked at; leave the data alone while '

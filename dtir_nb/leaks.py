@@ -264,7 +264,8 @@ def fingerprints(
     "Fingerprints of files; those that are known from the cache, by path, size and time, are not read again."
     known = _load_prints(cache) if cache else {}
     keys = {p: _key(p) for p in paths}
-    seen = first_look([p for p in paths if keys[p] not in known], workers, seconds, memory, progress, 'ignore')
+    new = [p for p in paths if keys[p] not in known]
+    seen = first_look(new, workers, seconds, memory, progress, 'ignore')
     def one(p):
         k = keys[p]
         if k in known: return k, known[k]
@@ -319,9 +320,8 @@ def leaks(
     if cache: Path(cache).mkdir(parents=True, exist_ok=True)
     sides = {k: _pictures(o, k) if isinstance(o, (str, os.PathLike)) else list(map(Path, o))
              for k,o in dict(train=train, test=test).items()}
-    done = [fingerprints(ps, workers, cache and Path(cache)/f'{k}.npz', progress, **limits)
-            for k,ps in sides.items()]
-    (a, ap, ea), (b, bp, eb) = done
+    (a, ap, ea), (b, bp, eb) = [fingerprints(ps, workers, cache and Path(cache)/f'{k}.npz', progress, **limits)
+                                for k,ps in sides.items()]
     with ThreadPoolExecutor(workers) as pool:
         found = list(tqdm(pool.map(partial(_proof, bp, ap),
                                    sus := candidates(b, a, least) if a and b else []), total=len(sus),
@@ -398,5 +398,5 @@ def data_leaks(
                         errors=[str(e) for e in errors]), indent=1))
     print(f'{len({l.test for l in found})} of {n[1]} test pictures are in the training set ({len(found)} '
           f'pairs): {page}')
-    if errors: print(f'{len(errors)} files could not be examined, the report has their names')
+    if errors: print(f'{len(errors)} of {sum(n)} files could not be examined: the report names them')
     return found

@@ -123,7 +123,7 @@ def test_the_command_says_so(folder, tmp_path, capsys):
     assert dtir(['data', 'make-lq', f'{d}/LQ', f'{d}/out', 'noisy', '--bad', 'skip']) == 0
     assert 'E_NOT_IMAGE' in capsys.readouterr().out and dtir(['data', 'doctor', f'{d}/out']) == 0
     assert dtir(['data', 'leaks', f'{d}/LQ', f'{d}/GT', '--out', f'{d}/l']) == 65
-    assert 'files could not be examined' in capsys.readouterr().out
+    assert 'files could not be examined: ' in capsys.readouterr().out
     (folder/'empty').mkdir(); (folder/'empty/a.gif').touch()
     for args, why in ((['doctor', 'empty'], '.gif ×1'), (['leaks', 'empty', 'GT'], "train is"),
                       (['prepare', 'nowhere'], 'not a folder'), (['make-lq', 'GT', 'o', 'hazy', '--strength', 'daclip'], "task is 'hazy'"),
