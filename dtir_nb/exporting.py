@@ -6,7 +6,7 @@
 __all__ = ['grid_of', 'Deployed', 'need', 'export_onnx', 'export_torchscript', 'runner', 'check_export']
 
 # %% ../nbs/17b_exporting.ipynb #36d860d6
-import copy, importlib.util, json, math, warnings
+import copy, importlib.util, json, math, re, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import torch, torch.nn.functional as F
@@ -92,6 +92,18 @@ def need(*packages):
     gone = [p for p in packages if importlib.util.find_spec(p) is None]
     if gone: raise ImportError(f'this needs {", ".join(gone)}: pip install "dtir_nb[export]"')
 
+# %% ../nbs/17b_exporting.ipynb #3506f642
+_CLOSED = ('the forward of the network, or call= of Adapted, makes a fixed number of a size: write img.shape[0], not '
+           'len(img), and leave int(…) away')
+
+def _graph(d, args, **kw):
+    "The ONNX program of a network whose sizes stay open, or what closes them."
+    try: return torch.onnx.export(d, args, dynamo=True, output_names=['restored'], verbose=False, **kw)
+    except Exception as e:
+        if not re.search('static shape|[Cc]onstraints violated|specialized', str(e)): raise
+        raise ValueError(f'the file would take one size only: {_CLOSED}') from e
+
+
 # %% ../nbs/17b_exporting.ipynb #a5860205
 def export_onnx(
     net,            # net(img, t)
@@ -108,8 +120,7 @@ def export_onnx(
     shapes = dict(img={0: free, 2: free, 3: free}, **({'t': {0: free}} if t is None else {}))
     with warnings.catch_warnings(), whole(path) as tmp:
         warnings.simplefilter('ignore')
-        program = torch.onnx.export(d, args, dynamo=True, opset_version=opset, dynamic_shapes=shapes,
-                                    input_names=names, output_names=['restored'], verbose=False)
+        program = _graph(d, args, opset_version=opset, dynamic_shapes=shapes, input_names=names)
         proto = program.model_proto
         onnx.helper.set_model_props(proto,
                                     dict(range='[0,1]', layout='NCHW, RGB', grid=str(grid_of(net)),
@@ -168,7 +179,7 @@ def _run_at(f, x, who):
         h,w = x.shape[-2:]; fits = _accepts(f)
         raise ValueError(f'{who} fails at {h}×{w} ({str(e).strip().splitlines()[-1][-120:]}): '
             + (f'set net.net = Adapted(net.net, {fits}), whose padding is exported, and export again' if fits
-               else 'no grid found on which it runs: does its forward make fixed numbers of sizes?')) from e
+               else f'no grid found on which it runs; perhaps {_CLOSED}')) from e
 
 
 # %% ../nbs/17b_exporting.ipynb #80599b9a
