@@ -38,7 +38,10 @@ def steps_of(
 )->Tensor:         # (B,) int64
     "The matching time step of each picture of a batch."
     if not isinstance(t_star, dict):
-        return torch.full((len(batch.x),), check_steps(t_star, 2**31, 't_star'), device=batch.x.device)
+        check_steps(t_star, 2**31, 't_star')
+        if isinstance(t_star, Tensor) and t_star.ndim:
+            raise ValueError(f't_star holds {t_star.numel()} steps: give one for all, or {{task: step}}')
+        return torch.full((len(batch.x),), t_star, device=batch.x.device)
     if batch.task is None:
         raise ValueError('t_star is a dict of tasks, but the batch does not say which task its '
                          'pictures belong to')
@@ -421,6 +424,7 @@ def agreement(
     if batch.clean is None:
         raise ValueError('batch.clean is None: the angle is between restoring and generating; make the batch '
                          'with clean pictures, stream(…, clean=…, mix=…)')
+    for k in ('x','y','clean'): check_images(getattr(batch, k), f'batch.{k}')
     keep = set(Held(net, cfg).shallow); shallow = [p for n,p in net.named_parameters() if n in keep]
     batch = batch.to(shallow[0].device)
     gs, rs, _ = _groups(net, batch, steps_of(batch, t_star), rng(seed, 'agreement', device=batch.x.device),

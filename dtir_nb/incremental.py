@@ -79,7 +79,8 @@ def scores(
             raise ValueError(f'net gives NaN or infinity on {k!r}: its weights, or the pictures, are broken')
         return psnr(out.clamp(0,1), x)
     with evaluating(net):
-        return {k: torch.cat([one(k, x, y) for x,y in _pairs(p, net)]).mean().item() for k,p in pairs.items()}
+        return {k: torch.cat([one(k, x, y) for x,y in _pairs(p, net, f'pairs[{k!r}]')]).mean().item()
+                for k,p in pairs.items()}
 
 class History(NamedTuple):
     "What incremental training left behind."
@@ -115,6 +116,7 @@ def _ready(net, sources, matches, val, weights='uniform'):
     if bare: raise ValueError(f'weights has no share for {sorted(bare)}: give one to each task of matches')
     ts = {k: m.t if isinstance(m, Match) else m for k,m in matches.items()}
     for k,t in ts.items(): check_steps(t, net.T, f'matches[{k!r}]')
+    for k,p in (val or {}).items(): _pairs(p, name=f'val[{k!r}]')
     return ts
 
 # %% ../nbs/16_incremental.ipynb #3514c5f2

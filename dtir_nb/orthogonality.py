@@ -268,6 +268,9 @@ def displaced_agreement(
     gen, rec = ([_replayed(f, _gpus(shallow[:1])) for f in fs] for fs in (gen, rec))
     a,b = (_flat(orthogonality_step(gen, rec, shallow, shallow, eps=e).orth, shallow) for e in (eps, 0.))
     cos = F.cosine_similarity(a, b, dim=0).item()
+    if cos != cos:
+        raise ValueError('gen and rec lead to a cosine of nan: a loss or a gradient of theirs holds NaN or '
+                         'infinity; look at the network and the pictures')
     if not cos >= least:
         warnings.warn(f'the displaced gradient of the orthogonality loss agrees with double backward to '
                       f'{cos:.2f} only (kinks, as of ReLU?): use eps=0, exact and dearer, or project=True '

@@ -135,6 +135,9 @@ def differentiate(
     scale=1.,   # multiplies the loss before, and divides the gradients after; for float16
 )->list:        # gradients (of slices: the slices here, averaged over the workers), None where unused
     "One gradient, by the only road that is open: autograd.grad for whole weights, backward() for slices."
+    if not getattr(loss, 'requires_grad', False):
+        raise ValueError('loss has no gradient: it was detached, or computed under no_grad; return a tensor '
+                         "that depends on the network's parameters")
     if not any(hasattr(p, 'to_local') for p in ps):
         gs = torch.autograd.grad(loss*scale if scale != 1 else loss, ps, allow_unused=True)
     else:
