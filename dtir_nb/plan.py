@@ -127,6 +127,8 @@ def hardware(
     return int(m[1] or 1), HARDWARE[name]
 
 # %% ../nbs/18c_plan.ipynb #61246011
+def _has(r): return [k for k in ('pre','tune') if getattr(r, k)]
+
 class Row(NamedTuple):
     "One stage of a run."
     stage: str
@@ -147,8 +149,6 @@ def machine_name(device=None)->str:
     "What was timed, in words."
     d = here(device)
     return torch.cuda.get_device_name(d) if d.type == 'cuda' else 'processor'
-
-def _has(r): return [k for k in ('pre','tune') if getattr(r, k)]
 
 def measure(
     r:Recipe,
