@@ -570,6 +570,7 @@ def _sound(todo, bad, **limits):
                       stacklevel=3)
     return good, seen
 
+# %% ../nbs/02a_doctor.ipynb #66822955
 def _lq(out, rel): return (Path(out)/'LQ'/rel).with_suffix('.png')
 
 def _undone(gt, out, pics, done, mask):

@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from tqdm.auto import tqdm
 from .core import ImageError, load_image, to_uint8
-from .data import files
 from .doctor import _pictures, fit_pair
 from .inspection import first_look, reopen
 
