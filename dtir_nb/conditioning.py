@@ -60,6 +60,8 @@ class Slot:
         try: yield
         finally: self._here.e, self._here.again = was
 
+
+# %% ../nbs/05_conditioning.ipynb #a16909ca
 def _act(h, e, mods, dim):
     "Modules `(h, e) -> h` on features of any layout, whose channels are dimension `dim`."
     v = h.movedim(dim, 1); shape = v.shape
@@ -233,7 +235,8 @@ def _outputs(net, size, args, look=None):
     seen, other, busy = {}, set(), []
     def see(name, mod, i, o):
         if busy or not name or not any(True for _ in mod.parameters()): return
-        if not (isinstance(o, Tensor) and o.is_floating_point() and o.shape[:1]==(len(probe),)): return other.add(name)
+        if not (isinstance(o, Tensor) and o.is_floating_point() and o.shape[:1]==(len(probe),)):
+            return other.add(name)
         busy.append(name)                       # `look` may run the submodule
         seen.setdefault(name, (mod, []))[1].append((i[0].shape if i and isinstance(i[0], Tensor) else None,
                                                     o.shape, look and look(mod, i, o)))

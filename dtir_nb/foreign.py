@@ -48,8 +48,8 @@ def _mosaic(said):
     k = next((k for k in (2, 3, 4, 8) if got == 3*k*k), None)
     if k is None or want % (k*k): return None
     return Finding('kind', 'fail', f'it folds {k}×{k} pixels into channels, and its first layer wants {want} of '
-                   f'the {got}', f'a raw mosaic, of {want//(k*k)} channel{"s"*(want > k*k)}, is no picture here: build its first layer '
-                   f'for {got}')
+                   f'the {got}', f'a raw mosaic, of {want//(k*k)} channel{"s"*(want > k*k)}, is no picture here: '
+                   f'build its first layer for {got}')
 
 def _pick(y, x):
     "The finding for a network that returns something else than a picture, with the entry that is one."
@@ -167,7 +167,8 @@ def _check_memory(net, x):
     "The finding for a network that keeps a state from one call to the next; None if it does not, or only in buffers."
     was, buffers = _attributes(net), [b.clone() for b in net.buffers()]
     if not _remembers(net, x) or not all(map(torch.equal, buffers, net.buffers())): return None
-    new = [k for k,v in _attributes(net).items() if isinstance(v, (Tensor, list, tuple, dict)) and v is not was.get(k)]
+    new = [k for k,v in _attributes(net).items()
+           if isinstance(v, (Tensor, list, tuple, dict)) and v is not was.get(k)]
     clear = ', '.join(f"setattr(net{f'.get_submodule({n!r})' if n else ''}, {k!r}, None)" for n,k in new
                       if was.get((n,k)) is None)
     return Finding('no memory', 'fail', 'a call changes what the next one answers: a state is kept'

@@ -382,7 +382,8 @@ def test_exports_to_onnx(name, tmp_path):
     "By the library's own export and check, which tries other sizes; where a network has none, at the one that it takes."
     ort, _ = pytest.importorskip('onnxruntime'), pytest.importorskip('onnxscript')
     net, (x, _) = add_sites(Clocked(alive(make(name)), sched), partial(MoE, n=4, k=2)).eval(), pictures(name)
-    if name in ANY_SIZE: return check_export(export_onnx(net, tmp_path/'net.onnx'), net)
+    if name in ANY_SIZE:
+        check_export(export_onnx(net, tmp_path/'net.onnx'), net); return
     t = torch.tensor([3, 30])
     torch.onnx.export(net, (x, t), str(tmp_path/'net.onnx'), dynamo=True, verbose=False)
     run = ort.InferenceSession(str(tmp_path/'net.onnx'))
