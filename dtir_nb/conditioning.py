@@ -120,15 +120,6 @@ class Site(_Through):
         super().__init__()
         self.inner,self._slot,self._dim,self.mods = inner,slot,dim,nn.ModuleList()
 
-    def _acted(self, h, e):
-        "What acts on the output. A site may run several times in a call: then what its modules note as `routing` is joined; of a run in the backward pass nothing is noted."
-        first, late, was = self._slot.first(self), _late(), [getattr(m, 'routing', None) for m in self.mods]
-        try: return _act(h, e, self.mods, self._dim)
-        finally:                                                  # PyTorch ends it early in the backward pass
-            for m,w in zip(self.mods, was):
-                if w is not None and late: m.routing = w
-                elif w is not None and not first: m.routing = tuple(torch.cat(v) for v in zip(w, m.routing))
-
     def _run(self, e, *args, **kw):
         "Run the submodule, then what acts on its output."
         h = _noted(self.inner(*args, **kw), self._slot, e)
@@ -145,6 +136,18 @@ class Site(_Through):
             run = self._run if torch.compiler.is_compiling() else self._run_again
             return checkpoint(run, e, *args, use_reentrant=False, **kw)
         return self._run(e, *args, **kw)
+
+# %% ../nbs/05_conditioning.ipynb #6615c5df
+@patch
+def _acted(self:Site, h, e):
+    "What acts on the output. A site may run several times in a call: then what its modules note as `routing` is joined; of a run in the backward pass nothing is noted."
+    first, late, was = self._slot.first(self), _late(), [getattr(m, 'routing', None) for m in self.mods]
+    try: return _act(h, e, self.mods, self._dim)
+    finally:                                                  # PyTorch ends it early in the backward pass
+        for m,w in zip(self.mods, was):
+            if w is not None and late: m.routing = w
+            elif w is not None and not first: m.routing = tuple(torch.cat(v) for v in zip(w, m.routing))
+
 
 # %% ../nbs/05_conditioning.ipynb #ea3f064d
 def slots(
