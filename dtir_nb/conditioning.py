@@ -310,6 +310,8 @@ def _infos(rows, why):
     return [SiteInfo(n, k, c, d, i/max(len(rows)-1,1), b, why + f'; runs {r} times per call'*(r > 1))
             for i,(n,k,c,d,b,_,r) in enumerate(rows)]
 
+
+# %% ../nbs/05_conditioning.ipynb #5f2dac2c
 def find_sites(
     net:nn.Module,   # maps a picture (B,3,H,W) to one of the same size
     size:int=64,     # side of the pictures that are tried, this and twice this; another where it takes no such

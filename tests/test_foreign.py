@@ -315,8 +315,7 @@ def test_experts_of_a_recurrent_network_count_in_all_their_runs():
     p, idx = (torch.cat([s[i] for s in seen]) for i in (0, 1))
     share = F.one_hot(idx, 4).float().mean((0, 1))
     assert_close(expert_usage(net)[f'net.{net.sites[0].name}.mods.1'], share)
-    for s in net.sites[1:]: net.site(s).mods[1:] = []
-    net.site(net.sites[0]).mods[:1] = []
+    for s in net.sites[1:]: del net.site(s).mods[1]
     assert_close(balance_loss(net), 4*(share*p.mean(0)).sum())
     for _ in range(2): net(x, 5); assert len(m.routing[0]) == 3*len(x)         # a new call, a new account
 
