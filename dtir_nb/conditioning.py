@@ -60,6 +60,8 @@ class Slot:
         try: yield
         finally: self._here.e, self._here.again = was
 
+
+# %% ../nbs/05_conditioning.ipynb #a16909ca
 def _act(h, e, mods, dim):
     "Modules `(h, e) -> h` on features of any layout, whose channels are dimension `dim`."
     v = h.movedim(dim, 1); shape = v.shape
@@ -118,15 +120,6 @@ class Site(_Through):
         super().__init__()
         self.inner,self._slot,self._dim,self.mods = inner,slot,dim,nn.ModuleList()
 
-    def _acted(self, h, e):
-        "What acts on the output. A site may run several times in a call: then what its modules note as `routing` is joined; of a run in the backward pass nothing is noted."
-        first, late, was = self._slot.first(self), _late(), [getattr(m, 'routing', None) for m in self.mods]
-        try: return _act(h, e, self.mods, self._dim)
-        finally:                                                  # PyTorch ends it early in the backward pass
-            for m,w in zip(self.mods, was):
-                if w is not None and late: m.routing = w
-                elif w is not None and not first: m.routing = tuple(torch.cat(v) for v in zip(w, m.routing))
-
     def _run(self, e, *args, **kw):
         "Run the submodule, then what acts on its output."
         h = _noted(self.inner(*args, **kw), self._slot, e)
@@ -143,6 +136,18 @@ class Site(_Through):
             run = self._run if torch.compiler.is_compiling() else self._run_again
             return checkpoint(run, e, *args, use_reentrant=False, **kw)
         return self._run(e, *args, **kw)
+
+# %% ../nbs/05_conditioning.ipynb #6615c5df
+@patch
+def _acted(self:Site, h, e):
+    "What acts on the output. A site may run several times in a call: then what its modules note as `routing` is joined; of a run in the backward pass nothing is noted."
+    first, late, was = self._slot.first(self), _late(), [getattr(m, 'routing', None) for m in self.mods]
+    try: return _act(h, e, self.mods, self._dim)
+    finally:                                                  # PyTorch ends it early in the backward pass
+        for m,w in zip(self.mods, was):
+            if w is not None and late: m.routing = w
+            elif w is not None and not first: m.routing = tuple(torch.cat(v) for v in zip(w, m.routing))
+
 
 # %% ../nbs/05_conditioning.ipynb #ea3f064d
 def slots(
@@ -233,7 +238,8 @@ def _outputs(net, size, args, look=None):
     seen, other, busy = {}, set(), []
     def see(name, mod, i, o):
         if busy or not name or not any(True for _ in mod.parameters()): return
-        if not (isinstance(o, Tensor) and o.is_floating_point() and o.shape[:1]==(len(probe),)): return other.add(name)
+        if not (isinstance(o, Tensor) and o.is_floating_point() and o.shape[:1]==(len(probe),)):
+            return other.add(name)
         busy.append(name)                       # `look` may run the submodule
         seen.setdefault(name, (mod, []))[1].append((i[0].shape if i and isinstance(i[0], Tensor) else None,
                                                     o.shape, look and look(mod, i, o)))
@@ -304,6 +310,8 @@ def _infos(rows, why):
     return [SiteInfo(n, k, c, d, i/max(len(rows)-1,1), b, why + f'; runs {r} times per call'*(r > 1))
             for i,(n,k,c,d,b,_,r) in enumerate(rows)]
 
+
+# %% ../nbs/05_conditioning.ipynb #5f2dac2c
 def find_sites(
     net:nn.Module,   # maps a picture (B,3,H,W) to one of the same size
     size:int=64,     # side of the pictures that are tried, this and twice this; another where it takes no such

@@ -41,16 +41,6 @@ def _widen(n):
         'build it for 3 (a raw mosaic is not a picture here)' + (', or fill them in the way that it was '
         f'trained with: Adapted(net, call=lambda net, img: net(img[:, {fill}])[:, :3])' if n > 3 else ''))
 
-def _mosaic(said):
-    "The finding for a network that folds blocks of pixels into channels, and wants fewer of them than a picture has; None if it is none."
-    m = re.search(r'to have (\d+) channels, but got (\d+) channels', said)
-    want, got = map(int, m.groups()) if m else (0, 0)
-    k = next((k for k in (2, 3, 4, 8) if got == 3*k*k), None)
-    if k is None or want % (k*k): return None
-    return Finding('kind', 'fail', f'it folds {k}×{k} pixels into channels, and its first layer wants {want} of '
-                   f'the {got}', f'a raw mosaic, of {want//(k*k)} channel{"s"*(want > k*k)}, is no picture here: build its first layer '
-                   f'for {got}')
-
 def _pick(y, x):
     "The finding for a network that returns something else than a picture, with the entry that is one."
     parts = dict(y.items() if isinstance(y, dict) else enumerate(y) if isinstance(y, (list,tuple)) else ())
@@ -62,6 +52,18 @@ def _pick(y, x):
               f'pick the picture: Adapted(net, call=lambda net, img: net(img)[{fits[0]!r}])')
     return Finding('output', 'fail', f'returns a {type(y).__name__}' +
                    (': '*bool(shapes) + ', '.join(f'[{k!r}] {s}' for k,s in shapes.items())), remedy)
+
+
+# %% ../nbs/05a_foreign.ipynb #1db8b48e
+def _mosaic(said):
+    "The finding for a network that folds blocks of pixels into channels, and wants fewer of them than a picture has; None if it is none."
+    m = re.search(r'to have (\d+) channels, but got (\d+) channels', said)
+    want, got = map(int, m.groups()) if m else (0, 0)
+    k = next((k for k in (2, 3, 4, 8) if got == 3*k*k), None)
+    if k is None or want % (k*k): return None
+    return Finding('kind', 'fail', f'it folds {k}×{k} pixels into channels, and its first layer wants {want} of '
+                   f'the {got}', f'a raw mosaic, of {want//(k*k)} channel{"s"*(want > k*k)}, is no picture here: '
+                   f'build its first layer for {got}')
 
 
 # %% ../nbs/05a_foreign.ipynb #5a7a71bd
@@ -167,7 +169,8 @@ def _check_memory(net, x):
     "The finding for a network that keeps a state from one call to the next; None if it does not, or only in buffers."
     was, buffers = _attributes(net), [b.clone() for b in net.buffers()]
     if not _remembers(net, x) or not all(map(torch.equal, buffers, net.buffers())): return None
-    new = [k for k,v in _attributes(net).items() if isinstance(v, (Tensor, list, tuple, dict)) and v is not was.get(k)]
+    new = [k for k,v in _attributes(net).items()
+           if isinstance(v, (Tensor, list, tuple, dict)) and v is not was.get(k)]
     clear = ', '.join(f"setattr(net{f'.get_submodule({n!r})' if n else ''}, {k!r}, None)" for n,k in new
                       if was.get((n,k)) is None)
     return Finding('no memory', 'fail', 'a call changes what the next one answers: a state is kept'
