@@ -31,7 +31,7 @@ def restore(
     t:int=None,            # or the time step itself
     tile:int=512,          # larger pictures are cut into tiles of this side; 0: never
     settle:int=None,       # passes over all tiles first, so that pooling networks see the whole picture; default: a look through nine windows; 0: each tile for itself
-    ensemble:bool=False,   # average over eight mirrored and turned versions, at eight times the cost
+    ensemble:bool=False,   # average over eight mirrored and turned versions, at eight times the cost and with two more pictures in memory
     compare:bool=False,    # also write before and after side by side, NAME_compare.png
     workers:int=1,         # processes, for a folder
     suffix:str=None,       # for a folder: write .png, .jpg, … instead of the format of each input

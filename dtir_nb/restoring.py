@@ -30,7 +30,7 @@ from .checkpoints import copy_tensors, load_net, read_net, save_net
 from .training import FitConfig, fit
 from .matching import Match
 from .moe import MoE
-from .photographs import incoming, outgoing, read_photo, side_by_side, write_photo
+from .photographs import check_folder, check_place, incoming, outgoing, read_photo, side_by_side, write_photo
 
 # %% ../nbs/17_restoring.ipynb #2d44d4f6
 def _starts(n, tile, overlap):
@@ -362,12 +362,14 @@ def run_restorer(
 
 # %% ../nbs/17_restoring.ipynb #3a753722
 def _eightfold(f, v):
-    "The mean of f over the eight symmetries of the square, each undone; one is held in memory at a time."
+    "The mean of f over the eight symmetries of the square, each undone; one is held in memory at a time, and turned back channel by channel."
     turned = lambda k: v.rot90(k, (-2,-1)) if k < 4 else v.rot90(k-4, (-2,-1)).flip(-1)
     total = torch.zeros_like(v)
     for k in range(8):
-        o = f(turned(k)); o = o.flip(-1) if k > 3 else o
-        total += o.rot90(-(k%4), (-2,-1)); del o
+        o = f(turned(k))
+        for c in range(v.shape[1]):
+            total[:,c] += (o[:,c].flip(-1) if k > 3 else o[:,c]).rot90(-(k%4), (-2,-1))
+        del o
     return total.div_(8)
 
 # %% ../nbs/17_restoring.ipynb #cdbd9256
@@ -594,12 +596,16 @@ def restore_photo(
         raise ImageError(out, 'E_SAME', 'is the input itself; choose another output')
     if compare and os.path.realpath(compare) in map(os.path.realpath, (path, out)):
         raise ImageError(compare, 'E_SAME', 'is the input or the output; choose another name')
-    if str(out) != '-': _format(out)                                   # before the work, not after it
+    # before the work, not after it
+    if str(out) != '-': _format(out)
+    if compare: check_folder(compare)
     with incoming(path) as file, outgoing(out) as dst:
-        photo = read_photo(file, max_pixels); e = restorer.step(photo.img, task, t)
+        photo = read_photo(file, max_pixels); check_place(photo, dst); e = restorer.step(photo.img, task, t)
         img = photo.img if e.task=='clean' else restorer(photo.img, t=e.t, progress=progress)
-        _copy_clean(photo, file, dst) if e.task=='clean' else write_photo(photo, img, dst)
-    if compare: save_image(side_by_side(photo.img, img), compare)
+        both = side_by_side(photo.img, img) if compare else None
+        if e.task == 'clean': _copy_clean(photo, file, dst)
+        else: photo = photo._replace(img=None); write_photo(photo, img, dst)    # one large picture less in memory
+    if compare: save_image(both, compare)
     return e
 
 def verdict(e:Estimate)->str:
@@ -725,6 +731,9 @@ def restore_folder(
 )->list:               # an `Outcome` for each file, in the order of their names
     "Restore every photograph of a folder; what is no photograph is skipped, what cannot be read is refused, and all of them are named."
     folder, out = Path(folder), Path(out)
+    if suffix:
+        try: _format('x'+suffix)
+        except ImageError as e: raise ValueError(f'suffix is {suffix!r}: {e}') from None
     if out.resolve() in (inside := folder.resolve(), *inside.parents):
         raise ImageError(out, 'E_SAME', 'is the input folder or lies above it; choose another output')
     jobs = [p.relative_to(folder) for p in pictures_in(folder, out)]
