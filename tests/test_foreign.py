@@ -172,7 +172,7 @@ SLOW = ('FFTformer', 'ATD', 'Uformer', 'own X-Restormer', 'own U-Net', 'Retinexf
 SIZE = {'MixDehazeNet': 64, 'FFTformer': 64, 'one size': 64, 'one size, 128': 128}
 marked = lambda names: [pytest.param(n, marks=pytest.mark.long) if n in SLOW else n for n in names]
 # networks whose forward takes every size, so that an exported file is tried at others than it was traced at
-ANY_SIZE = ('sequential', 'in place', 'tied', 'several inputs', 'recurrent', 'computed again', 'own NAFNet', 'DnCNN')
+ANY_SIZE = ('sequential', 'in place', 'tied', 'recurrent', 'computed again', 'own NAFNet', 'DnCNN', 'RCAN')
 PLACES = {'tutorial U-Net': [f'{k}.{i}' for k in ('d1', 'd2', 'mid', 'u2', 'u1') for i in (0, 1, 3, 4)],
           'own NAFNet': ['encoders.0.0', 'encoders.1.0', 'middle_blks.0', 'decoders.0.0', 'decoders.1.0']}
 DEPTHS = {'tied': {'net.head.inner.weight': .4, 'net.head.mods.0.proj.weight': .6, 'net.body.weight': .8},
