@@ -198,8 +198,7 @@ def rows(
                          f'for each device')
     speed = h and n*(h.half if r.amp and h.half else h.tflops)*1e12*h.share
     with seeded(r.seed): net = build_net(r.spec | dict(experts=None))
-    # first what may fail for want of data
-    timed = None if h else {k: _timed(r, k, seconds, device) for k in (cost or _has(r))}
+    timed = None if h else {k: _timed(r, k, seconds, device) for k in (cost or _has(r))}   # fails soon, if it does
     fwd, cost = lambda images, side: 2*images*count_macs(net, (1,3,side,side), 1), cost or counted(r)
     per = timed or {k: c[0]/speed for k,c in cost.items()}
     rate = speed or (cost[k][0]/per[k] if (k := next(iter(cost), None)) else 1e9)

@@ -596,8 +596,7 @@ def restore_photo(
         raise ImageError(out, 'E_SAME', 'is the input itself; choose another output')
     if compare and os.path.realpath(compare) in map(os.path.realpath, (path, out)):
         raise ImageError(compare, 'E_SAME', 'is the input or the output; choose another name')
-    # before the work, not after it
-    if str(out) != '-': _format(out)
+    if str(out) != '-': _format(out)                                   # before the work, not after it
     if compare: check_folder(compare)
     with incoming(path) as file, outgoing(out) as dst:
         photo = read_photo(file, max_pixels); check_place(photo, dst); e = restorer.step(photo.img, task, t)
@@ -608,6 +607,7 @@ def restore_photo(
     if compare: save_image(both, compare)
     return e
 
+# %% ../nbs/17_restoring.ipynb #5050ab63
 def verdict(e:Estimate)->str:
     "What was done to a picture, in words."
     if e.task == 'clean': return f'looks clean ({e.sure:.0%}), left as it is'
