@@ -194,8 +194,7 @@ def rows(
     "What each stage of a recipe takes."
     n, h = hardware(hw)
     if r.batch % n:
-        raise ValueError(f'{n} devices for a batch of {r.batch}: it is cut into equal parts, at least one '
-                         f'for each device')
+        raise ValueError(f'{n} devices for a batch of {r.batch}: it is cut into equal parts, one or more for each')
     speed = h and n*(h.half if r.amp and h.half else h.tflops)*1e12*h.share
     with seeded(r.seed): net = build_net(r.spec | dict(experts=None))
     timed = None if h else {k: _timed(r, k, seconds, device) for k in (cost or _has(r))}   # fails soon, if it does
