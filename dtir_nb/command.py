@@ -141,6 +141,15 @@ def _told_apart(data):
         raise ValueError(f'data: {", ".join(twice)} share a name, and the results of each go to OUT/NAME; '
                          'evaluate them one by one, with different --out')
 
+def _scored(R, folder, out, how, task, **kw):
+    "Score one folder, and print its card."
+    from pathlib import Path
+    from dtir_nb.evaluation import evaluate, find_pairs
+    from dtir_nb.metrics import card_markdown
+    name = Path(folder).resolve().name
+    e = evaluate(lambda y: R(y, task=task), find_pairs(folder), how, out/name, dataset=name, task=task or 'estimated', **kw)
+    print(f'{name}\n\n{card_markdown(e.card)}\n')
+
 # %% ../nbs/19a_command.ipynb #db42e6a1
 def evaluate(
     run:str,               # directory of a finished run; '' are the weights that ship
@@ -156,20 +165,16 @@ def evaluate(
 ):
     "Score a run on folders of pairs: per-image CSV, the card of the numbers, the paper's tables with ours beside."
     from pathlib import Path
-    from dtir_nb import metrics, perceptual
-    from dtir_nb.evaluation import collect, evaluate as score, find_pairs, write_tables
+    from dtir_nb import perceptual
+    from dtir_nb.evaluation import collect, write_tables
     from dtir_nb.recipes import read_recipe
     how = _protocol(protocol); _told_apart(data)
     R, out = load_model(run, device), Path(out or Path(run)/'eval')
-    if seed is None and run and (r := read_recipe(run)): seed = r.seed
+    if seed is None: seed = r.seed if run and (r := read_recipe(run)) else 0
     extra = dict(perceptual=perceptual.lpips, lpips_card=perceptual.lpips_card()) if lpips else {}
-    for d in data:
-        name = Path(d).resolve().name
-        e = score(lambda y: R(y, task=task), find_pairs(d), how, out/name, device=device, pictures=pictures,
-                  method=method, dataset=name, task=task or 'estimated', seed=seed or 0, **extra)
-        print(f'{name}\n\n{metrics.card_markdown(e.card)}\n')
-    paths = write_tables(out/'tables', collect(out), protocol)
-    print(f'per picture: {out}/*/per_image.csv; the tables of the paper beside ours: {paths[0].parent}')
+    for d in data: _scored(R, d, out, how, task, device=device, pictures=pictures, method=method, seed=seed, **extra)
+    write_tables(out/'tables', collect(out), protocol)
+    print(f'per picture: {out}/*/per_image.csv; the tables of the paper beside ours: {out/"tables"}')
 
 # %% ../nbs/19a_command.ipynb #4f83871f
 def compare(

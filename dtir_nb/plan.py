@@ -128,6 +128,7 @@ def hardware(
 
 # %% ../nbs/18c_plan.ipynb #61246011
 def _has(r): return [k for k in ('pre','tune') if getattr(r, k)]
+def _many(v): return f'{v:,.0f}' if v >= 100 else f'{v:.3g}'
 
 class Row(NamedTuple):
     "One stage of a run."
@@ -222,10 +223,9 @@ def plan_markdown(
     total = Row('**all**', sum(o.steps for o in rs), sum(o.images for o in rs), sum(o.ops for o in rs),
                 sum(o.hours for o in rs), max((o.gib for o in rs), default=0.))
     time_ = lambda v: f'{v:,.1f} h' if v >= 1 else f'{v*60:.1f} min' if v >= .1 else f'{v*3600:.1f} s'
-    many = lambda v: f'{v:,.0f}' if v >= 100 else f'{v:.3g}'
     out = ['| stage | steps | pictures | 10¹² operations | time | memory per worker |',
            '|---|---:|---:|---:|---:|---:|']
-    out += [f'| {o.stage} | {o.steps:,} | {o.images:,} | {many(o.ops/1e12)} | {time_(o.hours)} | '
+    out += [f'| {o.stage} | {o.steps:,} | {o.images:,} | {_many(o.ops/1e12)} | {time_(o.hours)} | '
             f'{o.gib:.2f} GiB |' for o in (*rs, total)]
     how = (f'Time: measured on the first steps, on this machine\'s {machine_name(device)}, as busy as it is, '
            f'one worker.' if h is None else

@@ -1034,18 +1034,17 @@ def bench(
     bad = regressions(recs, read(check), sure=False) if check else []
     if check and (new := [n for n in recs if n not in read(check)]):
         say(f'not compared, since nothing is stored: {", ".join(new)}')
-    if bad:
-        again(bad, names, out, seed, check, quick, say)
-        recs = {n: r for n,r in read(out).items() if n in names}
-        bad = regressions(recs, read(check))
-        for b in regressions(recs, read(check), sure=False):
-            if b not in bad: say('perhaps slower, but within the noise of the rounds: '+b)
+    if bad: bad = again(names, out, seed, check, say)
     for b in bad: say('slower: '+b)
     return 1 if bad else 0
 
 # %% ../../nbs/experiments/benchmarks.ipynb #f3443d4f
-def again(bad, names, out, seed, check, quick, say):
-    "Measure the rows that look slower once more, with all rounds."
+def again(names, out, seed, check, say)->list:
+    "Measure the rows that look slower once more, with all rounds: what is slower then."
     new = read(out); slow = [n for n in names if n in new and regressions({n: new[n]}, read(check), False)]
     say(f'once more, with all rounds: {", ".join(slow)}')
     for n in slow: bench_row(n, out, False, seed, True, say)
+    recs = {n: r for n,r in read(out).items() if n in names}; bad = regressions(recs, read(check))
+    for b in regressions(recs, read(check), sure=False):
+        if b not in bad: say('perhaps slower, but within the noise of the rounds: '+b)
+    return bad

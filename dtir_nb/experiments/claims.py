@@ -149,10 +149,10 @@ def plot_effects(
     names={},     # row -> what to write for it
     titles={},    # kind -> title of its panel
     alike=False,  # one scale for all panels
+    across=None,  # panels a line, at most; default all, or three where rows are many
 ):
     "The effect of each row over `base`: a dot per task, a bar for the mean with its interval; None in `rows` leaves a gap."
-    # many rows: three panels a line
-    high = -(-len(kinds)//3) if len(rows) > 5 else 1; across = -(-len(kinds)//high)
+    high = -(-len(kinds)//(across or (3 if len(rows) > 5 else len(kinds)))); across = -(-len(kinds)//high)
     fig, axs = plt.subplots(high, across, figsize=(9 if high > 1 else 7.4, high*((.19 if high > 1 else .26)*len(rows)+1.2)),
                             sharey=True, sharex=alike, dpi=80, squeeze=False)
     axs = axs.ravel()
