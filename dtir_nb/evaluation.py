@@ -182,7 +182,8 @@ def evaluate(
     if (shards > 1 or pictures) and out is None:
         raise ValueError('out is None: pictures and the parts of several processes need a folder')
     if shards > 1: (part := _part(out, shard, shards)).unlink(missing_ok=True)     # of an earlier evaluation
-    ran = _run(restorer, pairs[shard::shards], protocol, perceptual, device, out and Path(out), pictures)
+    rest = out and _rest(out, shard, shards)
+    ran = _run(restorer, pairs[shard::shards], protocol, perceptual, device, rest, pictures and Path(out)/'pictures')
     if shards > 1: return _save_part(part, [p.name for p in pairs], *ran, protocol, lpips_card, notes)
     return save_evaluation(_make(*ran, protocol, lpips_card, notes), out)
 
@@ -196,18 +197,22 @@ def _why(e, pair):
     return s if pair.name in s else f'{pair.name}: {s}'
 
 # %% ../nbs/18_evaluation.ipynb #4e47a139
-def _run(restorer, pairs, protocol, perceptual, device, out, pictures):
-    "Score all; if the restorer fails, what was scored until then is kept in out/unfinished.csv."
+def _rest(out, shard, shards):
+    "Where a process keeps what it has scored when the restorer fails: a file of its own."
+    return Path(out)/('unfinished.csv' if shards == 1 else f'unfinished-{shard}-of-{shards}.csv')
+
+def _run(restorer, pairs, protocol, perceptual, device, rest, pictures):
+    "Score all; if the restorer fails, what was scored until then is kept in the file `rest`."
     rows,errors = [],[]
     with evaluating(restorer):
         for p in pairs:
-            try: rows.append(evaluate_pair(restorer, p, protocol, perceptual, device, pictures and out/'pictures'))
+            try: rows.append(evaluate_pair(restorer, p, protocol, perceptual, device, pictures))
             except ImageError as e: errors.append(dict(name=p.name, error=_why(e, p)))
             except RuntimeError as e:
-                if out is None or not rows: raise
-                out.mkdir(parents=True, exist_ok=True); _write(out/'unfinished.csv', _csv(rows, errors))
-                raise RuntimeError(f'{e}; the {len(rows)} pictures before it are in {out/"unfinished.csv"}') from e
-    if out is not None: (out/'unfinished.csv').unlink(missing_ok=True)
+                if not (rest and rows): raise
+                rest.parent.mkdir(parents=True, exist_ok=True); _write(rest, _csv(rows, errors))
+                raise RuntimeError(f'{e}; the {len(rows)} pictures before it are in {rest}') from e
+    if rest: rest.unlink(missing_ok=True)
     return rows, errors
 
 def save_evaluation(
