@@ -7,7 +7,7 @@ export PYTHONPATH := $(CURDIR)
 export OMP_NUM_THREADS ?= 1
 SCALE  ?= default
 
-.PHONY: demo test test-all test-long chaos bench experiments docs browser clean check notebooks export
+.PHONY: demo test test-all test-long test-oldest chaos bench experiments docs browser clean check notebooks export
 
 demo: $(STAMP)
 	OMP_NUM_THREADS=2 $(BIN)/dtir demo --scale $(SCALE) $(DEMO_FLAGS)
@@ -24,6 +24,12 @@ test-all: test
 # every page of the site in a browser, every foreign network, every Python, every kill point: an hour or two
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -q tests -m long
+
+# with the oldest versions that settings.ini allows, in an environment of its own
+test-oldest:
+	$(PYTHON) -m venv $(VENV)-oldest && $(PYTHON) tools/oldest.py > $(VENV)-oldest/oldest.txt
+	$(VENV)-oldest/bin/pip install -q -c $(VENV)-oldest/oldest.txt -e '.[dev]'
+	$(VENV)-oldest/bin/python -m pytest -q tests -m "not slow and not long"
 
 # every way to break a run, at least KILLS times; cut off, it goes on; the table is kept in nbs/experiments/results/chaos.json
 chaos: $(STAMP)
@@ -65,5 +71,5 @@ $(STAMP): settings.ini setup.py constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist _docs _site_src _proc *.egg-info node_modules
+	rm -rf $(VENV) $(VENV)-oldest runs build dist _docs _site_src _proc *.egg-info node_modules
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -17,3 +17,17 @@ def test_counted_runs_are_younger_than_the_protocol():
     for c,p in made.items():
         assert c and not c.endswith('+'), p
         assert git('merge-base', '--is-ancestor', FROZEN, c).returncode == 0, p
+
+def test_rows_of_a_seed_start_from_one_network():
+    "All rows of one seed that share a pre-training were told the same steps, and name the same start where they name one."
+    told, starts = {}, {}
+    for p in sorted((ROOT/'nbs/experiments/results/claims/small').glob('*/*/*.json')):
+        r = json.loads(p.read_text()); c, row = r['config'], r['config']['row']
+        if not row['pre']: continue
+        at = (len(c['tasks']) > 1, row['pre'], row['net'], c['seed'])
+        for k,t in r['result']['t'] if row['t'] is None else ():
+            was, where = told.setdefault((at, k), (t, p))
+            assert t == was, f'{p} was told {t} for {k}, {where} {was}: they started from two networks'
+        if s := r['result'].get('start'):
+            assert starts.setdefault(at, s) == s, f'{p} started from another network than its like'
+    assert told

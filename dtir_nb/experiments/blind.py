@@ -7,7 +7,7 @@ __all__ = ['TASK_OF', 'OVERLAP', 'blind_folder', 'gains', 'on_pairs', 'on_clean'
            'markdown_clean']
 
 # %% ../../nbs/experiments/blind.ipynb #fa9f583a
-import argparse, hashlib, os, tempfile
+import argparse, hashlib, math, os, tempfile
 from pathlib import Path
 import torch
 from ..core import load_image
@@ -16,6 +16,7 @@ from ..leaks import leaks
 from ..metrics import psnr, ssim
 from ..restoring import Restorer, clean_summary, load_restorer, restore_folder, weights_folder, _target
 from ..evaluation import find_pairs, load_pair
+from .claims import interval
 from .records import once
 from .shipping import Ship, divided
 
@@ -45,13 +46,13 @@ def blind_folder(
 
 # %% ../../nbs/experiments/blind.ipynb #a2ba2e1d
 def gains(rows)->dict:
-    "Means over the pairs of one folder; the interval is twice the standard error."
-    g = torch.tensor([r['psnr']-r['psnr_in'] for r in rows])
+    "Means over the pairs of one folder, with half of Student's 95 % interval of the gain."
+    g = [r['psnr']-r['psnr_in'] for r in rows]; gain, pm = interval(g)
     mean = lambda k: sum(r[k] for r in rows)/len(rows)
     thought = {}
     for r in rows: thought[r['thought']] = thought.get(r['thought'], 0)+1
-    return dict(n=len(rows), psnr_in=mean('psnr_in'), psnr=mean('psnr'), gain=g.mean().item(),
-                pm=2*(g.std()/len(g)**.5).item() if len(g) > 1 else None, better=int((g>0).sum()),
+    return dict(n=len(rows), psnr_in=mean('psnr_in'), psnr=mean('psnr'), gain=gain,
+                pm=None if math.isnan(pm) else pm, better=sum(v > 0 for v in g),
                 ssim_in=mean('ssim_in'), ssim=mean('ssim'), thought=thought)
 
 # %% ../../nbs/experiments/blind.ipynb #1c92bceb
@@ -108,7 +109,7 @@ def markdown(blind, told=None)->str:
     "The table of gains, from the results of `on_pairs`."
     out = ['| pairs | n | input, dB | blind, dB | **gain** | better | told, gain | what was thought |',
            '|---|---:|---:|---:|---:|---:|---:|---|']
-    for n,b in blind['table'].items():
+    for n,b in ((n, gains(r)) for n,r in blind['rows'].items()):
         t = told and told['table'].get(n)
         thought = ', '.join(f'{k} {v}' for k,v in sorted(b['thought'].items(), key=lambda o: -o[1]))
         out.append(f"| {n} | {b['n']} | {b['psnr_in']:.2f} | {b['psnr']:.2f} | **{b['gain']:+.2f}**"

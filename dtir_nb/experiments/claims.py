@@ -7,9 +7,9 @@ __all__ = ['KINDS', 'HALVES', 'LEVELS', 'SPLITS', 'FRONTS', 'PLACES', 'MADE_BY',
            'seeds_of', 'alike', 'level_table', 'interval', 'effect', 'by_seed', 'widest', 'by_picture', 'plot_effects',
            'pairs_of', 'effect_table', 'task_table', 'seed_table', 'kept', 'kept_table', 'remembered', 'slopes',
            'plot_memory', 'point', 'seeds_in', 'plot_front', 'public_levels', 'public_table', 'family', 'sweep',
-           'plot_sweeps', 'swept_rows', 'sweep_table', 'when_table', 'ten_levels', 'learnt', 'in_ten', 'ten_table',
-           'stages_of', 'seen_of', 'seen', 'plot_order', 'decide', 'balance', 'best_split', 'verdict', 'outcome',
-           'ten_widest', 'claims_table', 'first_runs', 'eight_gpus']
+           'plot_sweeps', 'swept_rows', 'settings_done', 'sweep_table', 'when_table', 'ten_levels', 'learnt', 'in_ten',
+           'ten_table', 'stages_of', 'seen_of', 'seen', 'plot_order', 'decide', 'balance', 'best_split', 'verdict',
+           'outcome', 'ten_widest', 'claims_table', 'first_runs', 'eight_gpus']
 
 # %% ../../nbs/experiments/claims.ipynb #fa5f2578
 import json, math, statistics
@@ -373,6 +373,13 @@ def swept_rows(recs):
     "Rows of one changed setting that have a record."
     return [n for n in SWEEPS if not any(w and w in n for w in WHEN) and any(k[0]==n for k in recs)]
 
+def settings_done(recs, seeds=3):
+    "How much of the sweeps there is, in words."
+    rows = [n for n in SWEEPS if not any(w and w in n for w in WHEN)]
+    there = [len(seeds_of(recs, n, SWEEP_TASKS)) for n in rows]
+    return (f'Of {len(rows)} single settings, on rain and low light, {sum(k >= seeds for k in there)} have all their seeds, '
+            f'{sum(0 < k < seeds for k in there)} fewer, and {there.count(0)} none')
+
 def sweep_table(recs, kinds=('source','nuisance')):
     "Each changed setting against the full method, for each task; intervals are over seeds."
     cols = [(t,k) for t in SWEEP_TASKS for k in kinds]
@@ -512,7 +519,7 @@ def verdict(recs, tasks=TASKS_A, seeds=(0,1,2)):
 CLAIMS = (   # (what the paper says, setting, row, its rival, where it is looked at)
     ('restores better, for as many steps', 'a', 'full', 'scratch', 'source'),
     ('restores better, for as many steps of the task', 'a', 'full', 'scratch, half', 'source'),
-    ('generalises to noise and JPEG on top', 'a', 'full', 'scratch', 'nuisance'),
+    ('generalises to noise and JPEG on top (two parts to one)', 'a', 'full', 'scratch', 'nuisance'),
     ('generalises to a stronger degradation', 'a', 'full', 'scratch', 'strength'),
     ('generalises to pairs that others made', 'a', 'full', 'scratch', 'public'),
     ('is better than pre-training alone', 'a', 'full', 'pre-trained', 'nuisance'),
@@ -540,7 +547,8 @@ def claims_table(recs, claims=CLAIMS):
         e = (widest if s == 'a' else ten_widest)(recs[s], a, b, kind)
         seeds = len({k[2] for k in alike(recs[s], (a, b), TASKS_A if s == 'a' else ('ten',))})
         shown = '—' if e is None else f'{e[0]:+.2f} ± {e[1]:.2f}'
-        return [what, f'`{a}` − `{b}`', kind, shown, seeds, outcome(e)]
+        tasks = 4 if s == 'b' else len(effect(recs[s], a, b, kind))-1    # none of snow has public pairs
+        return [what, f'`{a}` − `{b}`', kind + (f', {tasks} tasks' if 0 < tasks < len(TASKS_A) else ''), shown, seeds, outcome(e)]
     return _table(['claim', 'rows', 'where', 'dB', 'seeds', 'here'], [line(*c) for c in claims], left=3)
 
 # %% ../../nbs/experiments/claims.ipynb #a5e7d608

@@ -27,7 +27,7 @@ from ..schedule import cosine_schedule
 from ..backbones import NAFNet, nafnet_medium, nafnet_small
 from ..conditioning import Clocked, Timeless, add_sites, seeded
 from ..metrics import psnr, ssim
-from ..checkpoints import load_net, replace_file, save_net
+from ..checkpoints import load_net, replace_file, save_net, sha256
 from ..parallel import die_with_parent
 from ..training import FitConfig, fit, keep, read_log
 from ..pretraining import gen_loss, pretrain
@@ -236,9 +236,11 @@ def quiet_machine():
 def steps_of_share(size, share, b=False): return max(1, round((size.steps_b if b else size.steps)*share))
 
 # %% ../../nbs/experiments/protocol.ipynb #960aae26
+def _kept(size, net, steps, seed, runs='runs/claims'): return Path(runs)/size.name/f'pre-{net}-{steps}-s{seed}'
+
 def pretrained(size, net, steps, seed, runs='runs/claims'):
     "The pre-trained network and the matching step of each task, from the file if they are there."
-    where = Path(runs)/size.name/f'pre-{net}-{steps}-s{seed}'
+    where = _kept(size, net, steps, seed, runs)
     with seeded(seed): new = Clocked(NETS[net](), cosine_schedule()).to(place())
     if not (where/'done.json').exists():
         imgs = pictures('train', size.embedded)
@@ -371,8 +373,9 @@ def cell(size, setting, name, tasks, seed, row, choice, runs='runs/claims', part
     sz, r = Size(**size), Row(**{**row, 'gef': tuple(map(tuple, row['gef'])), 'choice': tuple(row['choice'])})
     run = path_of(runs, sz, setting, name, tasks, seed)
     net, t = train_row(r, sz, list(tasks), seed, choice, run)
-    return dict(t=[[k, int(v)] for k,v in t.items()], curve=curve(run)) | examine(net, list(tasks), t, sz,
-        tuple(parts))
+    first = _kept(sz, r.net or sz.net, steps_of_share(sz, r.pre, len(tasks) > 1), seed)/'net.safetensors'
+    return dict(t=[[k, int(v)] for k,v in t.items()], start=sha256(first.read_bytes())[:12] if r.pre else None,
+                curve=curve(run)) | examine(net, list(tasks), t, sz, tuple(parts))
 
 def input_scores(size, tasks, parts=('val','test')):
     "What the degraded pictures themselves score."
