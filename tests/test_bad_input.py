@@ -87,7 +87,7 @@ for kind,net,what in (('small', SMALL, ANSWER), ('grey', GREY, ANSWER), ('NaN', 
         CASES[f'Restorer {how}, {kind} answer'] = (partial(Restorer(net, 3, **kw), Y), what)
 
 @pytest.mark.parametrize('name', CASES)
-@pytest.mark.filterwarnings('error::UserWarning')
+@pytest.mark.filterwarnings('error::UserWarning', 'ignore:Please use the new API settings to control TF32')   # of PyTorch 2.9's own flags
 def test_bad_input_is_refused_by_name(name):
     call, what = CASES[name]
     with pytest.raises(ValueError, match=what): call()
