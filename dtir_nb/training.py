@@ -638,12 +638,13 @@ class RunDir:
             with self.disk(last=kind is None): self.writer and self.writer.wait()
         finally: self._exit.__exit__(kind, *e)
 
-    def same(self):
-        "Do all workers hold the same, and since the same step? Slices differ."
-        begun = torch.tensor([self.start, self.skipped])
-        check_same(self.team, dict(begun=begun, **({} if self.team.split else self.parts)))
-
 # %% ../nbs/08_training.ipynb #776065e9
+@patch
+def same(self:RunDir):
+    "Do all workers hold the same, and since the same step? Slices differ."
+    begun = torch.tensor([self.start, self.skipped])
+    check_same(self.team, dict(begun=begun, **({} if self.team.split else self.parts)))
+
 @patch
 def _shorten(self:RunDir):
     "Drop lines of the logs that belong to steps that will be done again."
