@@ -84,6 +84,9 @@ def replace_file(
     except BaseException: tmp.unlink(missing_ok=True); raise
 
 # %% ../nbs/07_checkpoints.ipynb #e1a3adde
+# what lies there is a link, nothing, a file in the place of a directory, a socket, a device
+_WRONG = (errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.ENODEV)
+
 def read_file(
     path,         # a regular file, not a link
     size=None,    # bytes it has to have
@@ -93,6 +96,7 @@ def read_file(
     try: fd = os.open(os.path.realpath(path) if follow else path,
                       os.O_RDONLY|_NOFOLLOW|getattr(os, 'O_NONBLOCK', 0))
     except OSError as e:
+        if e.errno not in _WRONG: raise    # a disk that does not answer says nothing of the file
         link = 'is a link; put the file itself in its place' if e.errno == errno.ELOOP else e.strerror
         raise CheckpointError(path, 'E_DAMAGED', link) from None
     try:
@@ -117,8 +121,10 @@ def remove(path):
     "Take a directory of files away: first its name, so that no one sees it half gone."
     gone = path if path.name.startswith('.') else path.with_name(f'.gone-{path.name}-{os.getpid()}')
     if gone is not path: os.rename(path, gone)
-    for f in os.listdir(gone): os.unlink(gone/f)
-    os.rmdir(gone)
+    # what somebody still reads stays on an NFS disk, as .nfs…, until the next owner sweeps
+    with contextlib.suppress(OSError):
+        for f in os.listdir(gone): os.unlink(gone/f)
+        os.rmdir(gone)
 
 # %% ../nbs/07_checkpoints.ipynb #af19cef7
 def write_dir(
@@ -199,7 +205,7 @@ def read_dir(
 def step_name(step): "The directory of a step."; return f'step-{step:09d}'
 
 def damage(path):
-    "What is wrong with a checkpoint, as text; None if it is whole."
+    "What is wrong with a checkpoint, as text; None if it is whole. An `OSError`: the disk did not tell."
     try:
         for _ in read_dir(path): pass
     except CheckpointError as e: return str(e)
@@ -301,7 +307,9 @@ def save_checkpoint(
     write_dir(path, files | {'manifest.json': sign(step, files, score)})
     if (why := damage(path)):
         raise CheckpointError(path, 'E_DISK', f'was written but does not read back: {why}. Check the disk')
-    prune(run, keep, path)
+    try: prune(run, keep, path)
+    except OSError as e:
+        warnings.warn(f'{path.name} is saved, but older checkpoints could not be looked through: {e}')
     return path
 
 # %% ../nbs/07_checkpoints.ipynb #80599b9a
@@ -340,10 +348,29 @@ class Writer:
         "Raise what went wrong, without waiting."
         if self.thread and not self.thread.is_alive(): self.wait()
 
-# %% ../nbs/07_checkpoints.ipynb #82ddfa66
+# %% ../nbs/07_checkpoints.ipynb #a77c5f42
 class Locked(RuntimeError):
     "The run directory belongs to a process that is still alive."
 
+def _own(f, run):
+    "Lock an open file, or say who has it."
+    try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
+    except BlockingIOError:
+        f.seek(0)
+        raise Locked(f'{os.fspath(run)!a} is in use by {f.read() or "another process"}: wait for it, '
+                     f'stop it, or choose another directory') from None
+    except OSError as e:
+        raise OSError(e.errno, f'{e.strerror}: this disk keeps no locks, and two runs in one directory would '
+                      f'spoil each other. Mount it with locks (Lustre: -o flock; NFS: its lock service), or '
+                      f'choose a directory on another disk', os.fspath(run)) from None
+
+def _sweep(run):
+    "Take away what a killed predecessor left half written."
+    for p in (run/'ckpt').glob('.*-step-*') if (run/'ckpt').is_dir() else (): remove(p)
+    for p in run.glob('.tmp-*'):
+        with contextlib.suppress(OSError): p.unlink()
+
+# %% ../nbs/07_checkpoints.ipynb #82ddfa66
 @contextlib.contextmanager
 def run_lock(
     run,             # directory of the run, made if missing
@@ -352,14 +379,9 @@ def run_lock(
     "Own a run directory; a second owner is refused by name. The kernel frees the lock when its holder dies, however it dies."
     path = make_dir(run)/name
     with open(path, 'a+') as f:
-        if fcntl:
-            try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
-            except OSError:
-                f.seek(0)
-                raise Locked(f'{os.fspath(run)!a} is in use by {f.read() or "another process"}: wait for it, '
-                             f'stop it, or choose another directory') from None
+        if fcntl: _own(f, run)
         f.seek(0); f.truncate(); f.write(f'process {os.getpid()} on {socket.gethostname()}'); f.flush()
-        for p in (path.parent/'ckpt').glob('.*-step-*') if (path.parent/'ckpt').is_dir() else (): remove(p)
+        _sweep(path.parent)
         yield
 
 # %% ../nbs/07_checkpoints.ipynb #91d10cae

@@ -515,9 +515,11 @@ def seeded(
     seed:int,  # the seed of the run
     *key,      # what is made, as in `rng`
 ):
-    "Make networks repeatably: the global random state is a pure function of the arguments inside the block, and untouched outside."
-    with torch.random.fork_rng(devices=[]):
+    "Make networks repeatably: the global random state (of the CPU, and of a GPU that is the default device) is a pure function of the arguments inside the block, and untouched outside."
+    gpus = [d for d in (torch.get_default_device(),) if d.type == 'cuda']
+    with torch.random.fork_rng(devices=gpus):
         torch.set_rng_state(rng(seed, 'init', *key).get_state())
+        for d in gpus: torch.cuda.set_rng_state(rng(seed, 'init', *key, device=d).get_state(), d)
         yield
 
 # %% ../nbs/05_conditioning.ipynb #49e2b58c

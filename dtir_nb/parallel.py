@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'tree_sum', 'Team', 'exact', 'ddp', 'fork_workers', 'in_turn', 'each_shard', 'join', 'split', 'Drift',
-           'digest', 'check_same', 'from_first', 'die_with_parent', 'enough_gpus', 'repeatable', 'init_workers',
-           'roll_call', 'stop_signals']
+           'digest', 'check_same', 'is_first', 'from_first', 'die_with_parent', 'enough_gpus', 'repeatable',
+           'init_workers', 'roll_call', 'stop_signals']
 
 # %% ../nbs/07a_parallel.ipynb #66c79bc0
 import atexit, contextlib, ctypes, hashlib, importlib, os, queue, signal, socket, sys, tempfile, threading
@@ -209,8 +209,14 @@ def check_same(
     most = max(got, key=got.count)
     who = [r for r,g in enumerate(got) if g != most or 2*got.count(most) <= len(got)]
     if len(set(got)) > 1:
-        raise Drift(f'workers {who} of {team.world} hold other weights than the rest: bad memory, or a step '
-                    f'that depends on its worker. Nothing was saved')
+        raise Drift(f'workers {who} of {team.world} hold other weights than the rest, or went on from another '
+                    f'step: bad memory, a step that depends on its worker, or a shared disk that shows them '
+                    f'different checkpoints. Nothing was saved; start again')
+
+# %% ../nbs/07a_parallel.ipynb #d6982b56
+def is_first()->bool:
+    "Is this the first worker, or the only one? It alone prints, and writes what all would write."
+    return not (dist.is_available() and dist.is_initialized() and dist.get_rank())
 
 # %% ../nbs/07a_parallel.ipynb #314f846d
 def from_first(

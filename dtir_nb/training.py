@@ -25,8 +25,8 @@ from .core import rng, ImageError, Portable, save_image
 from .data import BadFiles
 from .checkpoints import (_FULL, CheckpointError, Locked, Writer, run_lock, load_checkpoint,
                                  replace_file, save_checkpoint, check_tensors, copy_tensors)
-from .conditioning import slots
-from .parallel import Team, Drift, each_shard, join, split, check_same, stop_signals, roll_call
+from .conditioning import evaluating, slots
+from .parallel import Team, Drift, each_shard, is_first, join, split, check_same, stop_signals, roll_call
 from .sharded import cut_like, dots, gathered, is_sliced, local, slice_net, sliced_like
 
 # %% ../nbs/08_training.ipynb #376fed5c
@@ -51,7 +51,7 @@ class FitConfig:
     keep:int=2            # whole checkpoints to keep, besides the best; at least 2
     background:bool=False # write checkpoints in a thread, from a copy in memory: the loop only waits for the copy
     full_disk:str='stop'  # if a checkpoint does not fit: 'stop', or 'go_on' and try again at the next
-    log_every:int=1       # steps between two lines of the log
+    log_every:int=1       # steps between two lines of the log; a step with a score has one of its own
     progress:bool|None=None # a progress bar? None: if standard error is a terminal
 
     def __post_init__(self): check_fit(self)
@@ -575,7 +575,7 @@ def fit(
     cfg:FitConfig,      # how long, how fast
     run=None,           # directory of the run: log, checkpoints, resuming; None: in memory only
     reduce=None,        # a `Team`, e.g. `exact(4)`, `ddp()` or `fsdp()`; None: one worker, one shard
-    after=(),           # called after each step as f(k, net, avg, log), to watch, never to change; may be generators, see `scored`
+    after=(),           # called on every worker after each step as f(k, net, avg, log), to watch, never to change; print or write only where `is_first()`; may be generators, see `scored`
     groups=None,        # parameter groups for Adam, each may give a `scale` of the learning rate
     what:dict=None,     # all else that the run depends on, by name; a `run` with another is not continued
     **odd,              # nothing: refused, and settings of `cfg` by name
@@ -638,17 +638,19 @@ class RunDir:
             with self.disk(last=kind is None): self.writer and self.writer.wait()
         finally: self._exit.__exit__(kind, *e)
 
-    def same(self): check_same(self.team, {} if self.team.split else self.parts)  # slices differ
-
 # %% ../nbs/08_training.ipynb #776065e9
 @patch
+def same(self:RunDir):
+    "Do all workers hold the same, and since the same step? Slices differ."
+    begun = torch.tensor([self.start, self.skipped])
+    check_same(self.team, dict(begun=begun, **({} if self.team.split else self.parts)))
+
+@patch
 def _shorten(self:RunDir):
-    "Drop lines of the log that belong to steps that will be done again."
-    path = self.run/'log.jsonl'
-    if path.exists():
-        replace_file(path,
-                     ''.join(json.dumps(l)+'\n' for l in read_log(self.run) if l['step']
-                             < self.start).encode())
+    "Drop lines of the logs that belong to steps that will be done again."
+    for path in (self.run/'log.jsonl', self.run/'bad_batches.jsonl'):
+        left = [l for l in read_log(self.run, path.name) if l['step'] < self.start]
+        if path.exists(): replace_file(path, ''.join(json.dumps(l)+'\n' for l in left).encode())
 
 @patch
 def usable(self:RunDir, k, log, bad, back):
@@ -712,7 +714,7 @@ def done(self:RunDir, steps, log, stopped):
     "After a step: log it, save if it is time, and leave if a signal asked for it."
     stopped = stopped or bool(self.team.world == 1 and self.asked)
     if self.scale.on: log['scale'] = self.scale.value
-    if self.first and (steps-1) % self.cfg.log_every == 0:
+    if self.first and ((steps-1) % self.cfg.log_every == 0 or 'score' in log):
         self.bar.set_postfix(loss=log.get('loss'), refresh=False)
         if self.run:
             with self.disk(last=False): append_line(self.run/'log.jsonl', log)
@@ -760,12 +762,14 @@ def scored(
     f,          # f(avg) -> float, larger is better; with `items`: f(avg, item) -> float
     items=None, # things to score on, one by one; the score is the mean
 ):              # for `after`; the score goes to the log, and the best checkpoint is never removed
-    "Score the average, best used with `every(cfg.save_every, scored(f))`; with `items`, a signal does not have to wait for the last one."
+    "Score the average in evaluation mode, best used with `every(cfg.save_every, scored(f))`; with `items`, a signal does not have to wait for the last one."
+    def one(avg, *item):
+        with evaluating(avg): return float(f(avg, *item))
     def one_by_one(k, net, avg, log):
         total = 0.
-        for i in items: total += float(f(avg, i)); yield
+        for i in items: total += one(avg, i); yield
         log.update(score=total/len(items))
-    at_once = lambda k, net, avg, log: log.update(score=float(f(avg)))
+    at_once = lambda k, net, avg, log: log.update(score=one(avg))
     g = at_once if items is None else one_by_one
     g.scores = True; return g
 
@@ -779,7 +783,8 @@ def pictures(
     "Restore the same few images as training goes on: input, output and target, one above the other."
     def f(k, net, avg, log):
         dev = next(avg.parameters()).device
-        with torch.no_grad(): out = avg(y.to(dev), t.to(dev) if hasattr(t, 'to') else t).to(y)
+        with torch.no_grad(), evaluating(avg): out = avg(y.to(dev), t.to(dev) if hasattr(t, 'to') else t).to(y)
+        if not is_first(): return          # all answer: of a network in slices each holds a part
         rows = torch.cat([torch.cat(list(r), -1) for r in ([y, out] + ([] if x is None else [x]))], -2)
         folder = Path(run)/'pictures'; folder.mkdir(parents=True, exist_ok=True)
         save_image(rows.clamp(0,1), folder/f'step-{k+1:09d}.png')
@@ -792,10 +797,10 @@ def pace(
     n:int=100,    # steps between two lines
     say=print,    # what to do with a line
 ):                # for `after`
-    "Every `n` steps a line for logs that nobody watches live: loss, pictures per second, time left."
+    "Every `n` steps a line of the first worker for logs that nobody watches live: loss, pictures per second, time left."
     last = []
     def f(k, net, avg, log):
-        if last and (k+1) % n: return
+        if not is_first() or last and (k+1) % n: return
         now = k, time.perf_counter()
         if last:
             sec = (now[1]-last[0][1])/(k-last[0][0]); left = (steps-1-k)*sec
@@ -808,15 +813,17 @@ def pace(
 def tensorboard(
     run,      # directory of the run
 ):            # for `after`; needs the package tensorboard
-    "Write every number of the log for TensorBoard."
+    "Write every number of the log for TensorBoard, on the first worker."
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ImportError('tensorboard(run) needs the package tensorboard, which dtir_nb does not require: '
                           'pip install tensorboard, or read log.jsonl with `read_log`') from None
-    w = SummaryWriter(os.fspath(run))
+    w = []
     def f(k, net, avg, log):
+        if not is_first(): return
+        if not w: w.append(SummaryWriter(os.fspath(run)))     # only now is it known who is the first
         for name,v in log.items():
-            if isinstance(v, float): w.add_scalar(name, v, k)
+            if isinstance(v, float): w[0].add_scalar(name, v, k)
     return f
 
 # %% ../nbs/08_training.ipynb #39d378ea

@@ -11,6 +11,7 @@ from dtir_nb import checkpoints as ck, training as tr
 from dtir_nb.core import rng, Batch
 from dtir_nb.data import ahead
 from dtir_nb.parallel import Drift, ddp, digest, exact, fork_workers
+from dtir_nb.sharded import fsdp
 slow = pytest.mark.slow
 
 @pytest.fixture(scope='session')
@@ -306,6 +307,8 @@ def test_tensorboard_gets_the_numbers(tmp_path):
     e = acc.EventAccumulator(str(tmp_path/'tb')); e.Reload()
     assert [(s.step, round(s.value, 5)) for s in e.Scalars('loss')] == [(l['step'], round(l['loss'], 5))
         for l in tr.read_log(tmp_path/'run')]
+    fork_workers(lambda: train(tmp_path/'two', after=[tr.tensorboard(tmp_path/'tb2')]) and {}, 2)
+    assert len([*(tmp_path/'tb2').iterdir()]) == 1     # the first worker's
 
 # P9: drift -----------------------------------------------------------------------------------------------------------------------------
 def test_p9_a_replica_that_drifts_is_named_and_not_saved(tmp_path):
@@ -318,6 +321,21 @@ def test_p9_a_replica_that_drifts_is_named_and_not_saved(tmp_path):
     # of two, nobody knows who is right
     with pytest.raises(RuntimeError, match=r'workers \[0, 1\] of 2'):
         fork_workers(lambda: train(tmp_path/'two', after=[nudge]) and {}, 2)
+
+@pytest.mark.parametrize('sliced', (True, False))
+def test_p9_workers_that_see_different_checkpoints_do_not_go_on(tmp_path, sliced):
+    "A disk shows one of them an older one: they would train on, and save, a network of two steps."
+    here, stale, team = tmp_path/'run', tmp_path/'stale', lambda: fsdp(10) if sliced else exact(2)
+    def part(dirs, until):
+        def stop(k, *_): k+1 == until and os.kill(os.getpid(), signal.SIGTERM)
+        run = dirs[tr.Team().rank]
+        with contextlib.suppress(tr.Preempted): tr.fit(network(), chaos.stream, chaos.step, config(), run=run, reduce=team(), after=[stop])
+        return {}
+    fork_workers(lambda: part((here, here), 2*EVERY), 2); was = final(here)
+    shutil.copytree(here, stale); shutil.rmtree(ck.checkpoints(stale)[0])
+    with pytest.raises(RuntimeError, match='went on from another step') as e:
+        fork_workers(lambda: part((here, stale), 3*EVERY), 2)
+    assert str(e.value).count('Drift: ') == 2 and final(here) == was
 
 # P10: signals --------------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('s', (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1))

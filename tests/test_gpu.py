@@ -100,6 +100,14 @@ def test_displaced_gradient_keeps_its_digits():
         bare = displaced_agreement(gen, rec, ps, least=-2)
     print('without every_digit:', bare); assert torch.backends.cudnn.allow_tf32 == was
 
+def test_networks_are_made_repeatably_on_the_default_device():
+    "The same weights whatever was drawn before, and what is drawn after does not know of them."
+    def made():
+        with torch.device(DEV), seeded(3): return torch.nn.Linear(2, 2).weight
+    def after(f): torch.manual_seed(0); torch.rand(1, device=DEV); f(); return torch.rand(1, device=DEV)
+    a = made(); torch.rand(5, device=DEV); assert a.device.type == DEV and torch.equal(made(), a)
+    assert torch.equal(after(made), after(lambda: None))
+
 def test_dropout_is_drawn_once():
     with seeded(0):
         net = torch.nn.Sequential(torch.nn.Conv2d(3,24,3,padding=1), torch.nn.GELU(), torch.nn.Dropout(.3),
