@@ -267,7 +267,7 @@ def work(a):
         with seeded(r.seed): net = put(build_net(r.spec), state)
         if first: save_restorer(a.out, net, r.spec, {k: m.t for k,m in matches.items()}); said(a.out, 0, 'done')
 
-# %% ../nbs/19_launch.ipynb #b1811096
+# %% ../nbs/19_launch.ipynb #8892c79c
 @contextlib.contextmanager
 def _stops():
     "`stop_signals`; but a worker hears of one stop from its agent, and perhaps from the queue too: a second signal does not end it while it saves, nor until it has left its word."
@@ -276,6 +276,7 @@ def _stops():
             for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.getsignal(signal.SIGUSR1))
         yield
 
+# %% ../nbs/19_launch.ipynb #b1811096
 def main(argv=None):
     "Entry point of `torchrun … -m dtir_nb.launch RECIPE --out DIR`; also of the rival's own process."
     a = options('python -m dtir_nb.launch').parse_args(argv); torch.set_num_threads(1)
