@@ -177,6 +177,12 @@ def evaluate(
     write_tables(out/'tables', collect(out), protocol)
     print(f'per picture: {out}/*/per_image.csv; the tables of the paper beside ours: {out/"tables"}')
 
+# %% ../nbs/19a_command.ipynb #d4dd7150
+def _gain(c):
+    "The mean of a `Comparison` with its interval, where any difference is finite."
+    return (f'= {c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}] (95 % bootstrap)' if c.mean == c.mean
+            else 'is infinite on every picture and has no mean,')
+
 # %% ../nbs/19a_command.ipynb #4f83871f
 def compare(
     a:str,                 # folder that `dtir evaluate` wrote, RUN/eval/SET
@@ -189,9 +195,7 @@ def compare(
     from dtir_nb.evaluation import compare as cmp, find_pairs
     if (figure is None) != (data is None): raise ValueError('--figure NAME.png and --data FOLDER go together')
     c = cmp(a, b, metric)
-    size = (f'= {c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}] (95 % bootstrap)' if c.mean == c.mean
-            else 'is infinite on every picture and has no mean,')
-    print(f'{metric}: b - a {size} over {c.n} pictures, b is better on {c.better}')
+    print(f'{metric}: b - a {_gain(c)} over {c.n} pictures, b is better on {c.better}')
     if far := [n for n,d in c.pictures if abs(d) == float('inf')]:
         print(f'{len(far)} are identical to the truth in one of the two, and left out of the mean: '
               + ', '.join(far[:5]))

@@ -29,6 +29,15 @@ if [ "$code" -eq 85 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"
 '''
 
+# %% ../nbs/19b_machines.ipynb #a910a835
+def _minutes(hours, warn, save):
+    "The time limit; at least a minute, since Slurm takes 00:00:00 for no limit."
+    minutes = max(1, round(hours*60))
+    if not 0 < save < warn < 60*minutes:
+        raise ValueError(f'warn={warn}: has to lie between the {save:g} seconds that the workers have to save, and the '
+                         f'{60*minutes} seconds of the job; give it more than 30, or other hours')
+    return minutes
+
 # %% ../nbs/19b_machines.ipynb #72d9508e
 def slurm(
     *args,             # of `dtir run`: recipe and options, --out included
@@ -47,12 +56,8 @@ def slurm(
     if not a.out: raise ValueError('--out is missing: name a directory that all machines see')
     if min(nodes, gpus, cpus) < 1 or hours <= 0:
         raise ValueError(f'nodes={nodes}, gpus={gpus}, cpus={cpus}, hours={hours}: each has to be above 0')
-    # Slurm takes 00:00:00 for no limit
-    minutes, time = max(1, round(hours*60)), a.shutdown or warn-30
-    if not 0 < time < warn < 60*minutes:
-        raise ValueError(f'warn={warn}: has to lie between the {time:g} seconds that the workers have to save, and the '
-                         f'{60*minutes} seconds of the job; give it more than 30, or other hours')
-    line = shlex.join([*map(str, args), *([] if a.shutdown else ['--shutdown', str(time)])])
+    minutes = _minutes(hours, warn, a.shutdown or warn-30)
+    line = shlex.join([*map(str, args), *([] if a.shutdown else ['--shutdown', str(warn-30)])])
     name = re.sub(r'\W+', '-', a.recipe)
     place = ('' if nodes == 1 else f' --nodes {nodes} --master "$(scontrol show hostnames '
              f'"$SLURM_JOB_NODELIST" | head -n 1):{port}" --job "$SLURM_JOB_ID"')
