@@ -154,7 +154,7 @@ def _scored(R, folder, out, how, task, **kw):
 def evaluate(
     run:str,               # directory of a finished run; '' are the weights that ship
     data:Param('folders with pairs, each with LQ/ and GT/ inside', str, nargs='+'),
-    out:str=None,          # folder for the results; default RUN/eval
+    out:str=None,          # folder for the results; default RUN/eval (the weights that ship have none: name one)
     task:str=None,         # the degradation; default: estimated for each picture
     protocol:str='daclip', # daclip, basicsr_rgb, basicsr_y, promptir or matlab_y
     method:str='Ours',     # the row of the paper's tables that this is
@@ -169,12 +169,19 @@ def evaluate(
     from dtir_nb.evaluation import collect, write_tables
     from dtir_nb.recipes import read_recipe
     how = _protocol(protocol); _told_apart(data)
+    if not (run or out): raise ValueError('out is missing: the weights that ship have no folder of a run; add --out FOLDER')
     R, out = load_model(run, device), Path(out or Path(run)/'eval')
     if seed is None: seed = r.seed if run and (r := read_recipe(run)) else 0
     extra = dict(perceptual=perceptual.lpips, lpips_card=perceptual.lpips_card()) if lpips else {}
     for d in data: _scored(R, d, out, how, task, device=device, pictures=pictures, method=method, seed=seed, **extra)
     write_tables(out/'tables', collect(out), protocol)
     print(f'per picture: {out}/*/per_image.csv; the tables of the paper beside ours: {out/"tables"}')
+
+# %% ../nbs/19a_command.ipynb #d4dd7150
+def _gain(c):
+    "The mean of a `Comparison` with its interval, where any difference is finite."
+    return (f'= {c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}] (95 % bootstrap)' if c.mean == c.mean
+            else 'is infinite on every picture and has no mean,')
 
 # %% ../nbs/19a_command.ipynb #4f83871f
 def compare(
@@ -188,8 +195,7 @@ def compare(
     from dtir_nb.evaluation import compare as cmp, find_pairs
     if (figure is None) != (data is None): raise ValueError('--figure NAME.png and --data FOLDER go together')
     c = cmp(a, b, metric)
-    print(f'{metric}: b - a = {c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}] (95 % bootstrap) over {c.n} '
-          f'pictures, b is better on {c.better}')
+    print(f'{metric}: b - a {_gain(c)} over {c.n} pictures, b is better on {c.better}')
     if far := [n for n,d in c.pictures if abs(d) == float('inf')]:
         print(f'{len(far)} are identical to the truth in one of the two, and left out of the mean: '
               + ', '.join(far[:5]))

@@ -152,8 +152,13 @@ def _check_names(names, pictures):
                          'the suffix')
 
 # %% ../nbs/18_evaluation.ipynb #2589b14c
-def _at_the_door(restorer, perceptual, lpips_card):
+def _at_the_door(restorer, perceptual, lpips_card, notes):
     "What would fail, or be worth nothing, only after all pictures were restored."
+    for k,v in notes.items():
+        try: card_json({k: v}).encode()
+        except (TypeError, ValueError) as e:
+            raise ValueError(f'{k} is {repr(v)[:60]}, which a card cannot keep ({e}): pass a text, a finite number, or a '
+                             f'list or dict of them; str, int or float makes one') from None
     if perceptual and not lpips_card:
         raise ValueError('perceptual without lpips_card: a number without the hash of its network cannot be '
                          'repeated; pass perceptual.lpips_card()')
@@ -173,10 +178,10 @@ def evaluate(
     pictures=False,   # also save the outputs, in out/pictures?
     shard=0,          # this process's share of the pictures …
     shards=1,         # … of so many; `merge` joins them
-    **notes,          # onto the card: method, dataset, seed, …
+    **notes,          # onto the card, as JSON: method, dataset, seed, …
 )->Evaluation:
     "Score a restorer on pairs. Files that cannot be used are listed by name and do not count; a failure of the restorer stops the run, and what was scored until then lies in out/unfinished.csv."
-    _at_the_door(restorer, perceptual, lpips_card)
+    _at_the_door(restorer, perceptual, lpips_card, {} if out is None else notes)
     if not 0 <= shard < shards: raise ValueError(f'shard is {shard}: shards are numbered 0..{shards-1}')
     pairs = sorted(pairs, key=lambda p: p.name); _check_names([p.name for p in pairs], pictures)
     if (shards > 1 or pictures) and out is None:
@@ -316,7 +321,7 @@ class Comparison(NamedTuple):
     "Paired differences B - A of one metric."
     metric: str
     n: int          # pictures in both
-    mean: float     # of the finite differences; identical pictures have infinite ones
+    mean: float     # of the finite differences, NaN if there are none; identical pictures have infinite ones
     low: float      # 95 % bootstrap interval of that mean …
     high: float     # …
     better: int     # pictures on which B is better

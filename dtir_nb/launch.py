@@ -255,21 +255,33 @@ def work(a):
     r = settled(chosen(a), a, world); team = team_of(r, world); team.patience = a.patience
     if r.team == 'exact': repeatable(device)
     first = team.rank == 0
-    if first: claim(r, a.out)
     if a.part == 'plain':
+        claim(r, a.out)
         return save_net(train_plain(r, a.out, device).cpu(), Path(a.out)/'plain.safetensors',
                         dict(spec=r.spec | dict(T=None, experts=None)))
-    net, matches, _ = train_ours(r, a.out, device, team, say=print if first else lambda *_: None)
-    state = whole_state(net)
-    with seeded(r.seed): net = put(build_net(r.spec), state)
-    if first: save_restorer(a.out, net, r.spec, {k: m.t for k,m in matches.items()}); said(a.out, 0, 'done')
+    # each stage locks its own directory; between two of them nobody else may begin the next
+    with run_lock(a.out, '.run') if first else contextlib.nullcontext():
+        if first: claim(r, a.out)
+        net, matches, _ = train_ours(r, a.out, device, team, say=print if first else lambda *_: None)
+        state = whole_state(net)
+        with seeded(r.seed): net = put(build_net(r.spec), state)
+        if first: save_restorer(a.out, net, r.spec, {k: m.t for k,m in matches.items()}); said(a.out, 0, 'done')
+
+# %% ../nbs/19_launch.ipynb #8892c79c
+@contextlib.contextmanager
+def _stops():
+    "`stop_signals`; but a worker hears of one stop from its agent, and perhaps from the queue too: a second signal does not end it while it saves, nor until it has left its word."
+    with stop_signals(('SIGUSR1',)) if 'RANK' in os.environ else stop_signals():
+        if 'RANK' in os.environ:
+            for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.getsignal(signal.SIGUSR1))
+        yield
 
 # %% ../nbs/19_launch.ipynb #b1811096
 def main(argv=None):
     "Entry point of `torchrun … -m dtir_nb.launch RECIPE --out DIR`; also of the rival's own process."
     a = options('python -m dtir_nb.launch').parse_args(argv); torch.set_num_threads(1)
     if a.dry_run: return print(plan_text(chosen(a), a.hardware, device=a.device))
-    with stop_signals(): work(a)
+    with _stops(): work(a)
 
 def worker(argv=None)->int:
     "`main` with an exit code. Preempted under torchrun it is 0, or torchrun would start the workers again; status.json has the true one."
@@ -314,28 +326,33 @@ def agent(
     master=None,      # HOST:PORT where they meet; None: nowhere but on this machine
     meet=None,        # file where the workers of one machine meet
     job='dtir',       # name of the meeting
-    shutdown=120,     # seconds that workers have to save when told to stop
 )->list:
     "The torchrun command. Without a `master` nothing listens but on loopback: torchrun's own --standalone would open a port on every interface."
     place = ['--rdzv-endpoint', master] if master else ['--rdzv-conf', 'store_type=file', '--rdzv-endpoint',
                                                         str(meet), '--local-addr', '127.0.0.1']
     return [sys.executable, '-m', 'torch.distributed.run', '--nnodes', str(nodes), '--nproc-per-node', str(n),
-            '--max-restarts', str(restarts), '--monitor-interval', '0.5', '--shutdown-timeout', str(shutdown),
+            '--max-restarts', str(restarts), '--monitor-interval', '0.5',
             '--rdzv-backend', 'c10d', '--rdzv-id', job, *place, '-m', 'dtir_nb.launch', *map(str, args)]
 
 # %% ../nbs/19_launch.ipynb #595e9c80
-def surroundings(**env)->dict:
-    "The environment of the workers."
+def surroundings(
+    shutdown=120,  # seconds that workers have to save when told to stop; 30 in a PyTorch without that setting, and in any when machines come or go
+    **env,         # further environment variables
+)->dict:
+    "The environment of torchrun and its workers."
     if os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'):
         raise ValueError('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set, which lets weights run code: unset it')
     # the first: else a restart meets the dead (PyTorch issue 135712)
     return {**os.environ, 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1',
+            'TORCH_ELASTIC_SHUTDOWN_TIMEOUT': str(max(1, round(shutdown))),
             'OMP_NUM_THREADS': os.environ.get('OMP_NUM_THREADS', '1'), **env}
 
 # %% ../nbs/19_launch.ipynb #069fdb40
 def _die_too():
     if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)   # 1 = PR_SET_PDEATHSIG
-def _die_with_me(): os.setsid(); _die_too()
+def _die_with_me():
+    # a queue may send SIGUSR1 to every process, and torchrun would die of it; the workers set a handler of their own
+    os.setsid(); _die_too(); signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 def read_status(
     out,       # directory of the run
@@ -363,7 +380,9 @@ def verdict(rc, out, asked, who=None)->tuple:
     s = read_status(out, who)
     if s.get('code'): return s['code'], s['message']
     if rc == 0: return 0, ''
-    if asked: return 85, 'stopped before anything new was to be saved; start again to go on'
+    if asked:
+        return 85, ('the workers were ended before they had saved anything new: the last checkpoint counts; start '
+                    'again to go on')
     log = Path(out)/'workers.log'
     last = [l for l in (log.read_text(errors='replace').splitlines() if log.exists() else [])
             if 'Error' in l][-1:]
@@ -380,6 +399,8 @@ def run_options()->Parser:
     ap.add_argument('--master', help='HOST:PORT where machines meet; anyone who reaches it can join, so only '
                     'inside a network you trust')
     ap.add_argument('--job', default='dtir')
+    ap.add_argument('--shutdown', type=positive, default=120., help='seconds that workers have to save when told to '
+                    'stop; a PyTorch older than that setting gives them 30')
     return ap
 
 # %% ../nbs/19_launch.ipynb #2fd8cda1
@@ -415,7 +436,8 @@ def supervise(argv)->int:
                          f'this machine')
     r = settled(r, a, n); a.shards = r.shards  # refuse what cannot work, and tell the workers
     # the parents of several machines answer to one name
-    me = f'{a.job}@{a.master}' if a.master else secrets.token_hex(8); env = surroundings(DTIR_PARENT=me)
+    me = f'{a.job}@{a.master}' if a.master else secrets.token_hex(8)
+    env = surroundings(a.shutdown, DTIR_PARENT=me)
     lock = (contextlib.nullcontext(Path(a.out).mkdir(parents=True, exist_ok=True)) if a.master
             else run_lock(a.out, '.launcher'))
     with lock, tempfile.TemporaryDirectory() as d, stop_signals() as asked, open(Path(a.out)/'workers.log',
@@ -501,19 +523,21 @@ def run_demo(
 )->dict:                 # the scores
     "The whole method on embedded photographs, beside its rival; see README for what it writes."
     r, out, t0 = demo(scale, seed), Path(out), time.time(); torch.set_num_threads(1)
-    repeatable(check_device(device)); check_config(r, out); rival = start_rival(r, out, scale, device)
-    try:
-        print(f'plain supervision trains beside it, in a process of its own (its log: {out}/plain.log)')
-        net, matches, _ = train_ours(r, out, device, say=lambda s: (_still_well(rival, out), print(s)))
-        _still_well(rival, out); print('5 an estimator of the degradation, for photographs of which nothing is known')
-        who = _estimator(r, matches, out, device)
-        net = net.cpu(); save_restorer(out, net, r.spec, {k: m.t for k,m in matches.items()}, who)
-        print('6 waiting for the rival'); rival.wait()
-    finally:
-        if rival.poll() is None: rival.kill()
-    _still_well(rival, out)
-    plain = load_net(out/'plain.safetensors', lambda c: build_net(c['spec'])).eval()
-    return report(r, out, net, plain, matches, time.time()-t0)
+    repeatable(check_device(device))
+    with run_lock(out, '.run'):
+        check_config(r, out); rival = start_rival(r, out, scale, device)
+        try:
+            print(f'plain supervision trains beside it, in a process of its own (its log: {out}/plain.log)')
+            net, matches, _ = train_ours(r, out, device, say=lambda s: (_still_well(rival, out), print(s)))
+            _still_well(rival, out); print('5 an estimator of the degradation, for photographs of which nothing is known')
+            who = _estimator(r, matches, out, device)
+            net = net.cpu(); save_restorer(out, net, r.spec, {k: m.t for k,m in matches.items()}, who)
+            print('6 waiting for the rival'); rival.wait()
+        finally:
+            if rival.poll() is None: rival.kill()
+        _still_well(rival, out)
+        plain = load_net(out/'plain.safetensors', lambda c: build_net(c['spec'])).eval()
+        return report(r, out, net, plain, matches, time.time()-t0)
 
 # %% ../nbs/19_launch.ipynb #e3d5ae15
 def report(r, out, net, plain, matches, seconds)->dict:

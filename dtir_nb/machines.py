@@ -7,7 +7,7 @@ __all__ = ['SCRIPT', 'slurm']
 
 # %% ../nbs/19b_machines.ipynb #eaad529a
 import re, shlex
-from .launch import chosen, options, settled
+from .launch import chosen, options, positive, settled
 
 # %% ../nbs/19b_machines.ipynb #135ce6ee
 SCRIPT = '''#!/bin/bash
@@ -29,6 +29,15 @@ if [ "$code" -eq 85 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"
 '''
 
+# %% ../nbs/19b_machines.ipynb #a910a835
+def _minutes(hours, warn, save):
+    "The time limit; at least a minute, since Slurm takes 00:00:00 for no limit."
+    minutes = max(1, round(hours*60))
+    if not 0 < save < warn < 60*minutes:
+        raise ValueError(f'warn={warn}: has to lie between the {save:g} seconds that the workers have to save, and the '
+                         f'{60*minutes} seconds of the job; give it more than 30, or other hours')
+    return minutes
+
 # %% ../nbs/19b_machines.ipynb #72d9508e
 def slurm(
     *args,             # of `dtir run`: recipe and options, --out included
@@ -36,21 +45,21 @@ def slurm(
     gpus:int=8,        # GPUs, and so workers, of each
     cpus:int=8,        # processor cores for each worker: one trains, the others make ready its batches
     hours:float=24.,   # time limit
-    warn:int=300,      # seconds before it at which to save and stop
+    warn:int=300,      # seconds before it at which to save and stop; the workers have 30 less for it, or what --shutdown says
     port:int=29500,    # of the meeting point
     setup='',          # lines that load modules or an environment
 )->str:                # the script
     "A Slurm batch script that trains a recipe, requeues itself when preempted, and stops when done or broken."
-    ap = options('dtir run'); ap.add_argument('--restarts')
+    ap = options('dtir run'); ap.add_argument('--restarts'); ap.add_argument('--shutdown', type=positive)
     a = ap.parse_args([*map(str, args)])
     settled(chosen(a), a, max(1, nodes*gpus))
     if not a.out: raise ValueError('--out is missing: name a directory that all machines see')
     if min(nodes, gpus, cpus) < 1 or hours <= 0:
         raise ValueError(f'nodes={nodes}, gpus={gpus}, cpus={cpus}, hours={hours}: each has to be above 0')
-    h, m = divmod(round(hours*60), 60)
-    line = shlex.join([*map(str, args)])
+    minutes = _minutes(hours, warn, a.shutdown or warn-30)
+    line = shlex.join([*map(str, args), *([] if a.shutdown else ['--shutdown', str(warn-30)])])
     name = re.sub(r'\W+', '-', a.recipe)
     place = ('' if nodes == 1 else f' --nodes {nodes} --master "$(scontrol show hostnames '
              f'"$SLURM_JOB_NODELIST" | head -n 1):{port}" --job "$SLURM_JOB_ID"')
-    return SCRIPT.format(name=name, nodes=nodes, gpus=gpus, cores=gpus*cpus, h=h, m=m, warn=warn, setup=setup,
-                         line=line, place=place)
+    return SCRIPT.format(name=name, nodes=nodes, gpus=gpus, cores=gpus*cpus, h=minutes//60, m=minutes%60,
+                         warn=warn, setup=setup, line=line, place=place)

@@ -232,10 +232,18 @@ def read_recipe(
     "The page beside a run; settings that an older version did not know have their defaults."
     path = Path(out)/'config.json'
     if not path.exists(): return None
-    try: return Recipe(**json.loads(path.read_text()))
+    try:
+        page = json.loads(path.read_text())
+        if not isinstance(page, dict): raise ValueError('no names with values')
+    except ValueError as e:
+        raise ValueError(f'{path} is not the page of a recipe ({str(e)[:80]}): choose another --out') from None
+    if new := [k for k in page if k not in {f.name for f in fields(Recipe)}]:
+        raise ValueError(f'{path} was written by another version of dtir_nb, which has the settings {", ".join(new)[:80]}: '
+                         'update dtir_nb, or choose another --out')
+    try: return Recipe(**page)
     except (TypeError, ValueError) as e:
-        raise ValueError(f'{path} is not the page of a recipe ({str(e)[:80]}): choose another --out, or '
-                         f'delete that directory') from None
+        raise ValueError(f'{path} was written by another version of dtir_nb, or by hand; this one refuses it ({e}): '
+                         'go on with the version that began the run, or choose another --out') from None
 
 # %% ../nbs/18b_recipes.ipynb #da1957e3
 def check_config(r:Recipe, out):

@@ -72,6 +72,27 @@ def test_a_directory_in_use(half):
     assert rc == 73 and len(said) == 1 and f'process {os.getpid()} on' in said[0] and untouched(half) == was
     assert not (half/'status.json').exists()  # who is refused leaves no word in a run that goes on
 
+def test_a_run_is_one_run_between_its_stages_too(half, monkeypatch):
+    "Without `dtir run`, as by `dtir train` or torchrun, nobody else can begin a stage that the first has not come to."
+    was = untouched(half)
+    with ck.run_lock(half, '.run'): rc, said = line(*TINY, '--out', half)
+    assert rc == 73 and len(said) == 1 and untouched(half) == was, said
+    with ck.run_lock(half, '.run'), pytest.raises(ck.Locked): launch.run_demo('tiny', half)
+    def meanwhile(*a, **kw):
+        with pytest.raises(ck.Locked), ck.run_lock(half, '.run'): pass
+        raise ValueError('refused')
+    (half/'matches.json').unlink(); monkeypatch.setattr(launch, 'find_steps', meanwhile)
+    rc, said = line(*TINY, '--out', half); assert rc == 2 and said == ['dtir: refused'], said
+
+def test_a_worker_hears_a_signal_twice_and_goes_on_saving(monkeypatch):
+    "The queue tells every process to stop, and the agent tells its workers once more."
+    def f():
+        os.environ['RANK'] = '0'
+        with launch._stops(), launch.stop_signals() as asked:
+            for s in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM): os.kill(os.getpid(), s)
+        os.kill(os.getpid(), signal.SIGTERM); os._exit(7 if asked[:2] == ['SIGUSR1','SIGTERM'] else 1)
+    assert wait(start(f)) == 7
+
 def test_the_word_of_others_does_not_end_a_run(tmp_path):
     "A parent heeds its own workers only: somebody else's status in its directory neither kills them nor is its verdict."
     def parent(who):
@@ -238,6 +259,17 @@ def test_p10_p18_a_stopped_parent_says_85_a_killed_one_leaves_no_orphans(one, tm
                 and open(f'/proc/{c}/stat').read().rsplit(')', 1)[1].split()[0] != 'Z']
     p = dtir_run(run, *more, workers=1); assert p.wait(900) == 0  # and on with one worker
     assert line(*TINY, *more, '--out', tmp_path/'plain')[0] == 0 and same(run, tmp_path/'plain')
+
+def tree(pid): return [pid, *(q for c in below(pid) for q in tree(c))]
+
+@slow
+@pytest.mark.parametrize('name', ['SIGUSR1','SIGTERM'])
+def test_a_signal_to_every_process(tmp_path, name):
+    "As a queue sends it: torchrun survives, the workers save."
+    run = tmp_path/'run'; p = dtir_run(run, '--set', 'pre=3000', '--set', 'save_every=3000'); after_steps(run, 4)
+    for q in (family := tree(p.pid)): os.kill(q, getattr(signal, name))
+    out, err = p.communicate(timeout=400); assert len(family) == 4
+    assert p.returncode == 85 and 'and saved in' in err and 0 < read_step(run) < 3000, (out, err)
 
 def read_step(run): return ck.load_checkpoint(run/'pretrain').step
 
