@@ -596,7 +596,6 @@ def _settled(task, strength, masks):
         raise ValueError("strength is 'daclip' and masks is None: DA-CLIP's holes come from its masks, give "
                          'their folder as masks')
 
-# %% ../nbs/02a_doctor.ipynb #810d1b6a
 def _apart(gt, out):
     "Refuse a place for the results where they would be found among the clean pictures, or be written over them."
     clean, to = Path(gt).resolve(), Path(out).resolve()

@@ -15,13 +15,7 @@ from PIL import Image, ImageCms
 from tqdm.auto import tqdm
 from .core import FORMATS, ImageError, load_image
 
-# %% ../nbs/01a_inspection.ipynb #941d5106
-def _end_of(data, fmt):
-    "Where the picture ends in its file, None if we cannot tell."
-    end = {'JPEG': b'\xff\xd9', 'PNG': b'IEND\xaeB`\x82'}.get(fmt)
-    at = data.rfind(end) if end else -1
-    return at+len(end) if at >= 0 else None
-
+# %% ../nbs/01a_inspection.ipynb #7e99adb8
 def _off_srgb(icc):
     "Largest distance, of 255, between what a colour profile means by a grid of colours and what sRGB does; None if it cannot be read. A plain gamma of 2.2 stays below 8."
     try:
@@ -32,6 +26,13 @@ def _off_srgb(icc):
         out = ImageCms.profileToProfile(im, profile, ImageCms.createProfile('sRGB'), outputMode='RGB')
         return int(np.abs(np.asarray(out).astype(int)-np.asarray(im.convert('RGB')).astype(int)).max())
     except Exception: return None
+
+# %% ../nbs/01a_inspection.ipynb #941d5106
+def _end_of(data, fmt):
+    "Where the picture ends in its file, None if we cannot tell."
+    end = {'JPEG': b'\xff\xd9', 'PNG': b'IEND\xaeB`\x82'}.get(fmt)
+    at = data.rfind(end) if end else -1
+    return at+len(end) if at >= 0 else None
 
 def _warnings(path, data):
     "What is odd about a readable picture."
@@ -151,19 +152,17 @@ class Child:
         self.p.stdin.write(json.dumps(job).encode()+b'\n'); self.p.stdin.flush()
         line, self.buf = _line(self.p, self.buf, seconds)
         if line: return json.loads(line)
-        if line == b'':                                         # it closed the pipe: let it come to its own end
-            with contextlib.suppress(subprocess.TimeoutExpired): self.p.wait(timeout=1)
-        rc = self.stop()
+        rc = self.stop(1 if line == b'' else 0)                      # it closed the pipe: may it come to its own end
         return dict(code='E_TIMEOUT', why=f'no answer within {seconds:g} s') if line is None else dict(
             code='E_CRASH', why=f'the decoder died ({signal.Signals(-rc).name if rc < 0 else rc})')
 
 # %% ../nbs/01a_inspection.ipynb #c9d3b211
 @patch
-def stop(self:Child):
-    "End the process, whatever it is doing."
+def stop(self:Child, seconds=0):
+    "End the process, whatever it is doing after `seconds`."
     if self.p is None: return 0
-    rc = self.p.poll()
-    if rc is None: self.p.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired): self.p.wait(seconds)
+    if self.p.poll() is None: self.p.kill()
     self.p.stdin.close(); rc = self.p.wait(); self.p.stdout.close(); self.p = None
     return rc
 
