@@ -117,7 +117,10 @@ def _open(path):
     if not stat.S_ISREG(st.st_mode):
         raise ImageError(path, 'E_NOT_FILE', 'not a regular file; give one picture, or loop over the folder')
     if not st.st_size: raise ImageError(path, 'E_EMPTY', 'the file has 0 bytes; fetch it again')
-    try: return Image.open(path, formats=FORMATS)
+    try:
+        im = Image.open(path, formats=FORMATS)
+        im.filename = ''   # else Pillow may map the file into memory, and shear the rows of a TIFF that lies on its side
+        return im
     except (Image.DecompressionBombError, MemoryError):
         raise ImageError(path, 'E_TOO_LARGE', 'the header declares more pixels than is safe '
                          'to decode') from None
@@ -127,9 +130,26 @@ def _open(path):
     except PermissionError: raise ImageError(path, 'E_UNREADABLE', 'permission denied; chmod u+r') from None
     except Exception as e: raise _damage(path, e) from None
 
+# %% ../nbs/00_core.ipynb #b0c11b52
+def _check_depth(im, path):
+    "Refuse a picture whose numbers the decoder would cut, or which are not 8 or 16 bits without a sign."
+    if im.format == 'PNG' and not im.mode.startswith('I'):
+        with open(path, 'rb') as f: depth = f.read(25)[24]                # the depth byte of the header
+        if depth > 8:
+            raise ImageError(path, 'E_DEPTH', f'{depth} bits per channel, of which the decoder would keep 8 '
+                             f'in silence; save it with 8, or as 16-bit grey')
+    if im.format != 'TIFF': return
+    bits, signed = max(im.tag_v2.get(258, (8,))), im.tag_v2.get(339, (1,))[0] != 1
+    if im.mode.startswith('I') and (bits != 16 or signed):
+        raise ImageError(path, 'E_DEPTH', f'{bits} bits per channel{", with a sign"*signed}, of which nobody says '
+                         'which number is white; save it with 8 or 16 bits, 0 black and the largest white')
+    if not im.mode.startswith('I') and bits > 8:
+        raise ImageError(path, 'E_DEPTH', f'{bits} bits per channel, of which the decoder would keep 8 in silence; '
+                         'save it with 8, or as 16-bit grey')
+
 # %% ../nbs/00_core.ipynb #dc62dd57
-def _check_header(im, path, max_pixels):
-    "Refuse, from the header alone, a picture that is too large or that 8-bit RGB cannot hold."
+def _check_header(im, path, max_pixels, alpha='refuse'):
+    "Refuse, from the header alone, a picture that is too large or whose meaning RGB in [0,1] cannot hold."
     w, h = im.size
     if not w*h <= max_pixels:       # nor if it is not a number
         raise ImageError(path, 'E_TOO_LARGE', f'{w}×{h} pixels are more than max_pixels={max_pixels:g}; '
@@ -140,14 +160,10 @@ def _check_header(im, path, max_pixels):
     if im.mode not in ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'I', 'I;16', 'I;16B', 'I;16L'):
         raise ImageError(path, 'E_MODE', f'colour mode {im.mode} has no agreed way to RGB in [0,1]; convert '
                          f'it to 8-bit RGB yourself')
-    if im.format == 'PNG' and not im.mode.startswith('I'):
-        with open(path, 'rb') as f: depth = f.read(25)[24]                # the depth byte of the header
-        if depth > 8:
-            raise ImageError(path, 'E_DEPTH', f'{depth} bits per channel, of which the decoder would keep 8 '
-                             f'in silence; save it with 8, or as 16-bit grey')
-    if im.format == 'TIFF' and not im.mode.startswith('I') and max(im.tag_v2.get(258, (8,))) > 8:
-        raise ImageError(path, 'E_DEPTH', f'{max(im.tag_v2[258])} bits per channel, of which the decoder '
-                         f'would keep 8 in silence; save it with 8, or as 16-bit grey')
+    _check_depth(im, path)
+    if alpha != 'ignore' and im.mode.startswith('I') and 'transparency' in im.info:
+        raise ImageError(path, 'E_DEPTH', '16 bits with one colour declared transparent; save it with an '
+                         'alpha channel')
 
 # %% ../nbs/00_core.ipynb #b0025c10
 def _negative(im):
@@ -175,7 +191,7 @@ def load_image(
         raise ValueError(f"alpha is {alpha!r}: it is 'refuse', 'white' or 'ignore'")
     with _open(path) as im:
         try:
-            _check_header(im, path, max_pixels); im.load()
+            _check_header(im, path, max_pixels, alpha); im.load()
             negative = _negative(im); im = ImageOps.exif_transpose(im)
         except ImageError: raise
         except MemoryError:
@@ -185,8 +201,6 @@ def load_image(
     if im.mode.startswith('I'): a = np.asarray(im).astype(np.float32)/65535; a = 1-a if negative else a
     else: a = np.asarray(_opaque(im, path, alpha)).astype(np.float32)/255
     if a.ndim == 2: a = np.repeat(a[...,None], 3, -1)
-    if a.min() < 0 or a.max() > 1:
-        raise ImageError(path, 'E_DEPTH', 'holds values beyond 16 bits; rescale it to 8 or 16 bits')
     return torch.from_numpy(np.ascontiguousarray(a.transpose(2,0,1)))
 
 # %% ../nbs/00_core.ipynb #251d26ff

@@ -145,6 +145,7 @@ class Cache:
             if key not in self.kept: self.kept[key] = x; self.used += x.nbytes
             while self.used > self.budget: self.used -= self.kept.popitem(last=False)[1].nbytes
         return x
+    def __reduce__(self): return Cache, (self.get, self.budget)    # a copy begins empty: a lock cannot be copied
 
 # %% ../nbs/02_data.ipynb #bfa9df2c
 class Pictures:
@@ -204,7 +205,7 @@ def cut(
     imgs,       # pictures (3,H,W) of one scene, all of one size
     patch,      # side of the square in pixels, None for the whole picture
     gen,        # torch.Generator; the draw is the same for all of `imgs`
-    flip=True,  # also one of the eight symmetries
+    flip=True,  # also one of the eight symmetries; not of the whole picture
 )->list:        # (1,3,patch,patch) in [0,1] each
     "Cut the same random square out of each picture, with the same mirror and turn."
     h, w = imgs[0].shape[-2:]
@@ -295,7 +296,7 @@ class Clean:
     def __init__(self,
         images,      # `Pictures`, to share memory with other sources, or what it takes
         patch=128,   # side of the crops in pixels, None for whole pictures
-        flip=True,   # mirror and turn
+        flip=True,   # mirror and turn; whole pictures stay as they are
         bad='stop',  # unusable files: 'stop' with a list, 'skip' them, or 'trust' without looking
     ):
         self.x, self.skipped = _usable(images, patch=patch, bad=bad)
@@ -313,7 +314,7 @@ class Pairs:
         gt,          # clean pictures, in the same order and of the same sizes
         task,        # name of the degradation
         patch=128,   # side of the crops in pixels, None for whole pictures
-        flip=True,   # mirror and turn, both sides alike
+        flip=True,   # mirror and turn, both sides alike; whole pictures stay as they are
         bad='stop',  # unusable files: 'stop' with a list, 'skip' them, or 'trust' without looking
     ):
         self.lq, self.gt, self.skipped = _usable(lq, gt, patch=patch, bad=bad)
@@ -360,7 +361,7 @@ class Synthetic:
         task,           # name of the degradation, or a function (x, gen, strength) -> (y, params) of your own
         strength=None,  # fixed strength, None draws from the training range, which a function has not
         patch=128,      # side of the crops in pixels, None for whole pictures
-        flip=True,      # mirror and turn
+        flip=True,      # mirror and turn; whole pictures stay as they are
         degrade=degrade,# (x, task, gen, strength) -> (y, params)
         bad='stop',     # unusable files: 'stop' with a list, 'skip' them, or 'trust' without looking
     ):
@@ -400,13 +401,14 @@ class Matched(NamedTuple):
     no_lq: list   # clean files without a degraded partner
     rule: str     # how they were matched
 def _match(lq, gt, lq_root, gt_root, rule):
-    "Match two lists of paths by one rule; files whose key is None or whose partner is missing are left over."
+    "Match two lists of paths by one rule; files whose key is None, or whose partner is missing or might be one of several, are left over."
     keys = [[f(p.relative_to(r)) for p in ps] for f,ps,r in zip(RULES[rule], (lq, gt), (lq_root, gt_root))]
     ok = lambda k: k is not None and k[-1] is not None
-    clean = {}
+    clean, twins = {}, set()
     for k,p in zip(keys[1], gt):
-        if ok(k): clean.setdefault(k, p)
-    pairs = [(p, clean[k]) for k,p in zip(keys[0], lq) if ok(k) and k in clean and clean[k] != p]
+        if ok(k): twins |= {k} if clean.setdefault(k, p) != p else set(); clean[k, p.name] = p
+    mine = lambda k, p: clean.get((k, p.name)) if k in twins else clean.get(k)   # of several, the one of that very name
+    pairs = [(p, q) for k,p in zip(keys[0], lq) if ok(k) and (q := mine(k, p)) not in (None, p)]
     used = [{p[i] for p in pairs} for i in (0, 1)]
     return Matched(pairs, [p for p in lq if p not in used[0]], [p for p in gt if p not in used[1]], rule)
 
@@ -445,7 +447,7 @@ def pairs_from_folder(
 )->Pairs:
     "Pairs from two folders, matched by name."
     m = pair_files(lq, gt, rule)
-    lost = [ImageError(p, 'E_NO_PARTNER', f'no {side} file belongs to it by the rule {m.rule!r}')
+    lost = [ImageError(p, 'E_NO_PARTNER', f'no {side} file, or more than one, belongs to it by the rule {m.rule!r}')
             for side,ps in (('clean', m.no_gt), ('degraded', m.no_lq)) for p in ps]
     if not m.pairs: raise BadFiles(lost) if lost else ValueError(f'no pictures in {lq} and {gt}')
     try: out = Pairs([p for p,_ in m.pairs], [p for _,p in m.pairs], task, bad=bad, **kwargs)

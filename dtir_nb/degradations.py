@@ -130,7 +130,7 @@ def hazy(
     x:Tensor,   # clean images (B,3,H,W) in [0,1]
     gen,        # a torch.Generator, or one for each image
     strength,   # optical thickness β at depth 1, a number or (B,); a picture's farthest point lies at 0.65 to 1
-):              # (y, params): tau, light, depth
+):              # (y, params): tau, light (0.66 to 1.04: what exceeds white is clipped), depth
     "Haze: y = x·τ + A(1−τ), τ = exp(−β·d) (Koschmieder 1924), over an invented smooth depth map d in [0,1]."
     up = slope(x, uniform(gen, (1,1,1), x, math.pi/3, 2*math.pi/3))
     depth = .2 + .8*(.5*up + .5*smooth(gen, x))
@@ -164,7 +164,7 @@ def rainy(
     x:Tensor,   # clean images (B,3,H,W) in [0,1]
     gen,        # a torch.Generator, or one for each image
     strength,   # mean optical thickness of the streaks, a number or (B,): 0.05 a shower, 0.5 a downpour
-):              # (y, params): tau, light, angle (radians from the vertical), length (px)
+):              # (y, params): tau, light, mist (times the strength, all over), angle (radians from the vertical), length (px)
     "Rain: streaks of motion-blurred drops and a mist in y = x·τ + A(1−τ) (after Garg & Nayar 2007; Li et al. 2019)."
     dy, dx = offsets(x)
     angle, length = uniform(gen, (1,1,1), x, -.6, .6), uniform(gen, (1,1,1), x, 20, 50)
@@ -183,7 +183,7 @@ def snowy(
     x:Tensor,   # clean images (B,3,H,W) in [0,1]
     gen,        # a torch.Generator, or one for each image
     strength,   # mean optical thickness of the flakes, a number or (B,): 0.1 a few, 0.6 a storm
-):              # (y, params): tau, light, size (px)
+):              # (y, params): tau, light, mist (times the strength, all over), size (px)
     "Snow: flakes of three sizes and a veil in y = x·τ + A(1−τ), A nearly white (after Liu et al. 2018, Snow100K)."
     dy, dx = offsets(x)
     a = uniform(gen, (3,1,1), x, -1., 1.)
@@ -243,7 +243,7 @@ def shadowed(
 def camera_path(
     gen,   # one generator for each image
     n=64,  # points on the path
-)->Tensor: # (B,2,n), on the CPU: y and x of a path of length 1, centred on its mean
+)->Tensor: # (B,2,n), on the CPU: y and x of points 1/n apart, centred on their mean; the path is (n−1)/n long
     "A path of constant speed whose heading does a random walk (a simple relative of Boracchi & Foi 2012)."
     cpu = torch.empty(0)
     wander = uniform(gen, (1,), cpu, 0, 2.5)*normal(gen, (n,), cpu).cumsum(-1)/n**.5
@@ -268,7 +268,7 @@ def splat(
 def blurry(
     x:Tensor,   # clean images (B,3,H,W) in [0,1]
     gen,        # a torch.Generator, or one for each image
-    strength,   # length of the camera's path during the exposure, pixels, a number or (B,)
+    strength,   # length of the camera's path during the exposure, pixels, a number or (B,); its 64 points span 63/64 of that
 ):              # (y, params): path (B,2,n) in pixels
     "Camera shake: y = x ∗ k, k the path of the camera, the picture mirrored at its borders."
     (h, w), path = x.shape[-2:], camera_path(gen)*strength[:,0].cpu()
@@ -411,6 +411,8 @@ def degrade(
     return (task if callable(task) else DEGRADATIONS[task])(x, gen, strength)
 
 # %% ../nbs/01_degradations.ipynb #03540cb8
+def _called(f): return getattr(getattr(f, 'func', f), '__name__', type(f).__name__)   # a `partial` as its function
+
 def compose(
     x:Tensor,        # clean images (B,3,H,W) in [0,1]
     tasks,           # names or functions, in the order in which they happen
@@ -425,7 +427,7 @@ def compose(
     gen, params = per_image(gen, len(check_images(x))), {}
     for task, s in zip(tasks, strengths):
         x, p = degrade(x, task, gen, s)
-        name, k = task if isinstance(task, str) else task.__name__, 1
+        name, k = task if isinstance(task, str) else _called(task), 1
         while (key := name if k == 1 else f'{name}_{k}') in params: k += 1
         params[key] = p
     return x, params

@@ -55,6 +55,7 @@ def fit_pair(
     gt,       # clean picture of the same size
 )->Fit:
     "Compare where the edges run, at all shifts."
+    lq, gt = (x.expand(-1, max(2, x.shape[1]), max(2, x.shape[2])) for x in (lq, gt))   # a line has edges, too
     grey = [x.mean(0).numpy() for x in (lq, gt)]
     white = ((lq >= .996).all(0) & (gt < .98).any(0)).numpy()
     keep = ndimage.maximum_filter(_small(white.astype(np.float32)), 5) < .02
@@ -79,6 +80,7 @@ def misfit(
     task=None,    # a blurred edge may move with the camera: more room for 'blurry'
 ):                # None, or (code, why)
     "Say what is wrong with a pair, if anything is."
+    if fit.psnr >= 99: return 'W_IDENTICAL', 'the degraded picture equals the clean one'
     far = max(map(abs, fit.shift))
     if fit.peak > .3 and fit.peak-fit.here > (.2 if task == 'blurry' else .08) and far:
         return ('E_PAIR_SHIFT', f'the degraded picture lies {fit.shift[0]} px right and {fit.shift[1]} px '
@@ -88,7 +90,6 @@ def misfit(
             return 'W_UNSURE', f'similar colours, but no common edges ({fit.here:.2f}): look at it'
         return ('E_PAIR_SCENE', f'the two do not show the same scene (correlation of edges {fit.here:.2f}, '
                 f'of colours {fit.coarse:.2f})')
-    if fit.psnr >= 99: return 'W_IDENTICAL', 'the degraded picture equals the clean one'
 
 # %% ../nbs/02a_doctor.ipynb #18973356
 def inspect_pair(
@@ -219,9 +220,9 @@ CLEAN = _rows(*[(name, 'clean', '', gt, {None: n}, size) for name,gt,n,size in (
 
 # %% ../nbs/02a_doctor.ipynb #15b8144f
 ALIASES = {'blurry': r'blur|gopro|deblur', 'hazy': r'haz|fog|reside|sots', 'jpeg': r'jpe?g|compress|q10',
-           'low_light': r'low|dark|lol', 'noisy': r'nois', 'raindrop': r'rain.?drop|drop',
-           'rainy': r'(?<![brt])rain',
-    'shadowed': r'shadow|istd|srd', 'snowy': r'snow', 'inpainting': r'inpaint|uncomplet|mask|hole|celeba'}   # task -> what its folder is called
+           'low_light': r'(?<![a-z])lo[wl]|dark', 'noisy': r'nois', 'raindrop': r'rain.?drop|(?<![a-z])drops?(?![a-z])',
+           'rainy': r'(?<![bdfgkprt])rain',
+    'shadowed': r'shadow|(?<![a-z])(a?istd|srd)', 'snowy': r'snow', 'inpainting': r'inpaint|uncomplet|(?<![a-z])(mask|holes?(?![a-z]))|celeba'}   # task -> what its folder is called
 
 _LIVE1 = {(768, 512), (512, 768), (480, 720), (632, 505), (634, 505), (634, 438), (618, 453), (610, 488),
           (627, 482), (640, 512)}
@@ -595,6 +596,13 @@ def _settled(task, strength, masks):
         raise ValueError("strength is 'daclip' and masks is None: DA-CLIP's holes come from its masks, give "
                          'their folder as masks')
 
+def _apart(gt, out):
+    "Refuse a place for the results where they would be found among the clean pictures, or be written over them."
+    clean, to = Path(gt).resolve(), Path(out).resolve()
+    if clean in (to, *to.parents) or to/'LQ' in (clean, *clean.parents):
+        raise ValueError(f'out is {os.fspath(out)!a}, whose LQ and GT would mix with the clean pictures of gt, '
+                         f'{os.fspath(gt)!a}: give a folder outside')
+
 # %% ../nbs/02a_doctor.ipynb #f43aa61a
 def make_lq(
     gt,             # folder of clean pictures
@@ -608,7 +616,7 @@ def make_lq(
     **limits,       # `workers`, `seconds` and `memory` for the first look at the files, as in `first_look`
 )->Path:            # `out`
     "Write the degraded side of a folder of clean pictures; goes on where it was interrupted."
-    _settled(task, strength, masks)
+    _settled(task, strength, masks); _apart(gt, out)
     gt, out, pics = Path(gt), Path(out), _told_apart(gt); holes = _masks(masks, task, strength, len(pics))
     what = dict(task=task, seed=seed, strength=strength) | (dict(masks=len(holes)) if holes else {})
     out.mkdir(parents=True, exist_ok=True); done = _resumed(out/'lq.jsonl', what)
@@ -625,6 +633,7 @@ def make_lq(
 # %% ../nbs/02a_doctor.ipynb #f2ae667a
 def _link(src, dst):
     "The same file under a second name; a copy where the disk cannot do that."
+    if dst.exists() and os.path.samefile(src, dst): return
     dst.unlink(missing_ok=True)
     try: os.link(os.path.realpath(src), dst)
     except OSError: shutil.copyfile(src, dst)

@@ -6,14 +6,26 @@
 __all__ = ['inspect_file', 'serve', 'answer', 'Child', 'scan', 'first_look', 'unchanged', 'reopen']
 
 # %% ../nbs/01a_inspection.ipynb #cb92e3be
-import hashlib, io, json, os, queue, re, select, signal, subprocess, sys, threading, time
+import contextlib, hashlib, io, json, os, queue, re, select, signal, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-import torch
+import numpy as np, torch
 from fastcore.basics import patch
 from PIL import Image, ImageCms
 from tqdm.auto import tqdm
 from .core import FORMATS, ImageError, load_image
+
+# %% ../nbs/01a_inspection.ipynb #7e99adb8
+def _off_srgb(icc):
+    "Largest distance, of 255, between what a colour profile means by a grid of colours and what sRGB does; None if it cannot be read. A plain gamma of 2.2 stays below 8."
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        grey = {'RGB ': False, 'GRAY': True}[profile.profile.xcolor_space]
+        grid = np.stack(np.meshgrid(*[np.linspace(0, 255, 9).astype(np.uint8)]*3), -1).reshape(1, -1, 3)
+        im = Image.fromarray(np.ascontiguousarray(grid[...,0]) if grey else grid)
+        out = ImageCms.profileToProfile(im, profile, ImageCms.createProfile('sRGB'), outputMode='RGB')
+        return int(np.abs(np.asarray(out).astype(int)-np.asarray(im.convert('RGB')).astype(int)).max())
+    except Exception: return None
 
 # %% ../nbs/01a_inspection.ipynb #941d5106
 def _end_of(data, fmt):
@@ -34,10 +46,11 @@ def _warnings(path, data):
     end = _end_of(data, im.format)
     if end and len(data)-end > 16:
         out.append(('W_TRAILING', f'{len(data)-end} bytes after the end of the picture'))
-    icc = im.info.get('icc_profile')
-    if icc:
-        try: ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        except Exception: out.append(('W_ICC', 'unreadable colour profile, ignored'))
+    if icc := im.info.get('icc_profile'):
+        if (off := _off_srgb(icc)) is None: out.append(('W_ICC', 'unreadable colour profile, ignored'))
+        elif off > 8:
+            out.append(('W_ICC', f'a colour profile that is not sRGB, ignored: colours lie up to {off} of 255 '
+                        'elsewhere; convert the picture to sRGB'))
     return im, out
 
 # %% ../nbs/01a_inspection.ipynb #91498c72
@@ -139,17 +152,17 @@ class Child:
         self.p.stdin.write(json.dumps(job).encode()+b'\n'); self.p.stdin.flush()
         line, self.buf = _line(self.p, self.buf, seconds)
         if line: return json.loads(line)
-        rc = self.stop()
+        rc = self.stop(1 if line == b'' else 0)                      # it closed the pipe: may it come to its own end
         return dict(code='E_TIMEOUT', why=f'no answer within {seconds:g} s') if line is None else dict(
             code='E_CRASH', why=f'the decoder died ({signal.Signals(-rc).name if rc < 0 else rc})')
 
 # %% ../nbs/01a_inspection.ipynb #c9d3b211
 @patch
-def stop(self:Child):
-    "End the process, whatever it is doing."
+def stop(self:Child, seconds=0):
+    "End the process, whatever it is doing after `seconds`."
     if self.p is None: return 0
-    rc = self.p.poll()
-    if rc is None: self.p.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired): self.p.wait(seconds)
+    if self.p.poll() is None: self.p.kill()
     self.p.stdin.close(); rc = self.p.wait(); self.p.stdout.close(); self.p = None
     return rc
 

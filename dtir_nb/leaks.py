@@ -367,7 +367,7 @@ def leak_report(
         f'<p>{len(found)} pairs, {counts[0]} training pictures examined. The frame is the part that '
         f'both show.</p>']
     for l in found[:most]:
-        w, h = Image.open(l.test).size
+        h, w = load_image(l.test, alpha='ignore').shape[1:]                  # upright, as the box is
         what = (f"{'mirrored, ' if l.match.flip else ''}scale {l.match.scale[0]:.2f} × "
                 f"{l.match.scale[1]:.2f}, {100*l.share:.0f} % of the test picture, edges agree {l.score:.2f}")
         rows.append(f'<figure><img alt="test picture" src="{_thumb(l.test, _in_test(l, (w, h)))}"><img '

@@ -119,7 +119,7 @@ class Protocol:
     lpips:str='png'        # LPIPS of the raw output ('float') or of what a PNG would hold ('png')
 
 DACLIP      = Protocol('daclip', 'DA-CLIP and IR-SDE, test.py', crop=4, lpips='float')
-BASICSR_RGB = Protocol('basicsr_rgb', 'BasicSR, NAFNet, X-Restormer (colour tasks)')
+BASICSR_RGB = Protocol('basicsr_rgb', 'BasicSR, X-Restormer (colour tasks)')
 BASICSR_Y   = Protocol('basicsr_y', 'BasicSR, X-Restormer (deraining)', channel='y')
 PROMPTIR    = Protocol('promptir', 'PromptIR, AdaIR, val_utils.py', multiple=16, quantise=False, size=7,
                        sigma=None, sample=True)

@@ -52,9 +52,10 @@ class Photograph(NamedTuple):
 
 # TIFF tags about the file, not the scene
 _LAYOUT = {254,255,256,257,258,259,262,266,273,274,277,278,279,284,317,318,319,320,321,322,323,324,325,330,
-           332,338,339,340,341,347,513,514,529,530,531,532,34665,34675,34853,700,33723}
+           332,338,339,340,341,347,513,514,529,530,531,532,34675,700,33723}
 # the turn, which has been done; Photoshop's resources and layers, which show the picture as it was
 _DONE = {0x0112,34377,37724}
+_PLACES = 34665,34853,40965   # directories of the exposure, of the place, and of the rules that a file keeps
 
 def _notes(im):
     "What travels with the pixels."
@@ -76,7 +77,7 @@ def _admit(im, path, max_pixels):
         if not (e.code == 'E_DEPTH' and _deep(im) or e.code == 'E_FRAMES' and im.format
                 == 'MPO' and im.mode in ('RGB','L')):
             raise
-    if 'transparency' in im.info and (_deep(im) or im.mode.startswith('I')):
+    if 'transparency' in im.info and _deep(im):
         raise ImageError(path, 'E_DEPTH', '16 bits with one colour declared transparent; save it with an '
                          'alpha channel')
     # 258: bits per sample
@@ -117,6 +118,8 @@ def read_photo(
         with _open(path) as im:
             try:
                 _admit(im, path, max_pixels)
+                # a TIFF is closed once it is decoded; what has been read of its notes is kept
+                for k in _PLACES if im.format == 'TIFF' else (): im.getexif().get_ifd(k)
                 deep = _sixteen(im, path) if _deep(im) else None
                 turn = im.getexif().get(0x0112); im.load()
                 up = ImageOps.exif_transpose(im); info = _notes(im)
@@ -128,8 +131,6 @@ def read_photo(
                 raise ImageError(path, 'E_TOO_LARGE', 'not enough memory to decode; scale it down') from None
             except Exception as e: raise _damage(path, e) from None
     bits = 16 if deep is not None or up.mode.startswith('I') else 8
-    if bits == 16 and (a.min() < 0 or a.max() > 65535):
-        raise ImageError(path, 'E_DEPTH', 'holds values beyond 16 bits; rescale it to 8 or 16 bits')
     return Photograph(_unit(a, 2**bits-1), alpha, up.mode in ('1','L','LA') or up.mode.startswith('I'), info,
                       bits)
 
@@ -168,16 +169,22 @@ def _write_png16(path, a, info):
         f.write(_chunk(b'IDAT', pack.flush())+_chunk(b'IEND', b''))
 
 # %% ../nbs/16a_photographs.ipynb #5ea53e7a
-def _write_tiff16(path, a, info):
-    "16-bit RGB or RGBA (H,W,3|4) as TIFF: one deflated strip, before it the directory with the profile and the camera's notes."
-    (h,w,c), strip = a.shape, zlib.compress(a.astype('<u2').tobytes(), 6)
-    d, notes = ImageFileDirectory_v2(prefix=b'II'), Image.Exif(); notes.load(info.get('exif', b''))
-    # a number of bytes, or a directory of its own (EXIF, GPS)
-    for k,v in notes.items(): d[k] = notes.get_ifd(k) or v
-    d[256], d[257], d[258], d[259], d[262] = w, h, (16,)*c, 8, 2                         # deflate, RGB
+def _directories(exif):
+    "The camera's notes by tag: a number, a text, or a directory of its own (the exposure, the place), which may hold another."
+    notes = Image.Exif(); notes.load(exif)
+    out = {k: notes.get_ifd(k) if k in _PLACES else v for k,v in notes.items()}
+    if 40965 in out.get(34665, {}): out[34665] |= {40965: notes.get_ifd(40965)}
+    return {k: v for k,v in out.items() if v != {}}                    # a directory that leads nowhere stays behind
+
+def _write_tiff(path, a, info):
+    "8 or 16 bits (H,W), (H,W,2) grey with alpha, or (H,W,3|4) as TIFF: one deflated strip, before it the directory with the profile and the camera's notes."
+    (h,w,c), bits = np.atleast_3d(a).shape, 8*a.itemsize
+    d, strip = ImageFileDirectory_v2(prefix=b'II'), zlib.compress(np.ascontiguousarray(a, f'<u{bits//8}'), 6)
+    for k,v in _directories(info['exif']).items() if 'exif' in info else (): d[k] = v
+    d[256], d[257], d[258], d[259], d[262] = w, h, (bits,)*c, 8, 1+(c > 2)     # deflate, grey or RGB
     # one strip, right behind the directory (Pillow adds where that is), channels interleaved
     d[273], d[277], d[278], d[279], d[284] = 0, c, h, len(strip), 1
-    if c == 4: d[338] = 2  # alpha that has not been multiplied in
+    if c in (2, 4): d[338] = 2  # alpha that has not been multiplied in
     if 'icc_profile' in info: d.tagtype[34675] = 7; d[34675] = info['icc_profile']
     if 'dpi' in info: (d[282], d[283]), d[296] = info['dpi'], 2                          # dots per inch
     with open(path, 'wb') as f: f.write(b'II*\0\x08\0\0\0'+d.tobytes(8)+strip)
@@ -198,9 +205,10 @@ def _lost(photo, fmt):
 
 def _save(path, fmt, a, alpha, bits, info):
     "Pixels to a file, in the one way that keeps them."
-    if bits == 16 and alpha is not None:
-        a = np.dstack([a if a.ndim==3 else np.repeat(a[...,None],3,-1), alpha])
-    if bits == 16 and a.ndim == 3: return (_write_png16 if fmt=='PNG' else _write_tiff16)(path, a, info)
+    if alpha is not None and (bits == 16 or fmt == 'TIFF'):
+        a = np.dstack([np.repeat(a[...,None],3,-1) if bits == 16 and a.ndim == 2 else a, alpha])
+    if fmt == 'TIFF': return _write_tiff(path, a, info)
+    if bits == 16 and a.ndim == 3: return _write_png16(path, a, info)
     im = Image.fromarray(a)
     if alpha is not None: im.putalpha(Image.fromarray(alpha))
     im.save(path, format=fmt, **info, **_KEPT.get(fmt, {}))

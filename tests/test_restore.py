@@ -216,8 +216,8 @@ def test_memory_of_24_megapixels(name, more, most, run, tmp_path):
     if name == 'big.jpg': Image.fromarray(a).save(tmp_path/name, quality=90)
     else:
         deep = np.concatenate([a.astype(np.uint16)*257, np.full((4000,6000,1), 30000, np.uint16)], -1)
-        from dtir_nb.photographs import _write_tiff16
-        _write_tiff16(tmp_path/name, deep, {})
+        from dtir_nb.photographs import _write_tiff
+        _write_tiff(tmp_path/name, deep, {})
     del a; out = tmp_path/f'out{(tmp_path/name).suffix.replace(".jpg", ".png")}'
     p = subprocess.run([sys.executable, '-c', PEAK, 'restore', tmp_path/name, '-o', out,
                         '--run', run, '--task', 'rainy', *more], env=ENV, capture_output=True, text=True)
