@@ -406,7 +406,7 @@ def _fit(*args, **kw):
     try: return fit(*args, **kw)
     except OtherRun as e:
         anew = (': a run trains net in place, and this net is not as the run first had it; build it anew, as at the '
-                'first start (the checkpoint brings the weights), or hand in what was taken then, held=hold(net, …)')
+                'first start (the checkpoint brings the weights), or give finetune what was taken then, held=hold(net, …)')
         if not any(o.startswith('theta0 was') for o in e.odd): raise
         raise OtherRun(e.run, [o+anew if o.startswith('theta0 was') else o for o in e.odd]) from None
 
