@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'l1', 'charbonnier', 'steps_of', 'FinetuneConfig', 'Held', 'uncompiled', 'rec_losses', 'finetune_step',
-           'hold', 'held_fact', 'as_pairs', 'finetune', 'agreement']
+           'hold', 'held_fact', 'start_fact', 'as_pairs', 'finetune', 'agreement']
 
 # %% ../nbs/15_finetuning.ipynb #737ce144
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from inspect import signature
 import torch
@@ -16,7 +16,8 @@ from .core import check_images, check_steps, rng
 from .schedule import _same
 from .data import PLACES, Pairs, no_loader, stream
 from .conditioning import depth_of, evaluating
-from .training import FitConfig, facts, fit, misplaced
+from .parallel import digest
+from .training import FitConfig, OtherRun, facts, fit, misplaced
 from .pretraining import as_clean, clock_facts, ddpm, gen_loss
 from .importance import Importance, anchor, gen_loss_at, importance, noised, penalty_grads
 from .orthogonality import _grads, displaced_agreement, orthogonality_step, project
@@ -339,6 +340,11 @@ def held_fact(held):
     return (f'{held.imp.n} samples, I1 {size(held.imp.I1):.3g}, I2 {size(held.imp.I2):.3g}, '
             f'theta0 {size(held.theta0):.3g}')
 
+def start_fact(held):
+    "A digest of θ⁰ for `fit(what=…)`, bit for bit; None if nothing is held on to."
+    if held.imp is None or held.theta0 is None: return None
+    return digest({n: held.theta0[n] for n in held.imp.I2 if n in held.theta0}).hex()[:12]
+
 # %% ../nbs/15_finetuning.ipynb #18f9e475
 def _is_pair(p):
     "Two pictures."
@@ -390,11 +396,23 @@ def _ready(net, pairs, clean, t, cfg, gef, patch, batch, held, kw):
     what = dict(stage='finetune', t=t, batch=batch, held=held_fact(held), **clock_facts(net), **facts(draw.source, 'pairs'),
                 **(facts(clean, 'clean') if gef.mu*gef.mix or gef.lam_reg else {}),
                 **{f'gef.{f.name}': getattr(gef, f.name) for f in fields(gef)})
-    return draw, hold(net, clean, gef, cfg.seed) if held is None else held, what
+    held = hold(net, clean, gef, cfg.seed) if held is None else held
+    if gef.lam_reg and (start := start_fact(held)): what['theta0'] = start
+    return draw, held, what
+
+# %% ../nbs/15_finetuning.ipynb #49d66994
+def _fit(*args, **kw):
+    "`fit`, and what to do where a run is to go on with a network that it has trained already."
+    try: return fit(*args, **kw)
+    except OtherRun as e:
+        anew = (': a run trains net in place, and this net is not as the run first had it; build it anew, as at the '
+                'first start (the checkpoint brings the weights), or give finetune what was taken then, held=hold(net, …)')
+        if not any(o.startswith('theta0 was') for o in e.odd): raise
+        raise OtherRun(e.run, [o+anew if o.startswith('theta0 was') else o for o in e.odd]) from None
 
 # %% ../nbs/15_finetuning.ipynb #0775c4cd
 def finetune(
-    net,            # pre-trained and clocked; trained in place
+    net,            # pre-trained and clocked; trained in place, so a `run` goes on with one that is built anew
     pairs,          # pairs to learn from: a source of 02, or a list of (clean, degraded) pictures (3,H,W)
     clean=None,     # clean pictures for generation, as `pretrain` takes them
     t=1,            # matching time step, or {task: step}
@@ -409,7 +427,7 @@ def finetune(
     "Stage 3 of the method (Sec. 3.2, Algorithm 3): learn a degradation and stay general."
     draw, held, what = _ready(net, pairs, clean, t, cfg, gef, patch, batch, held, kw)
     step = partial(finetune_step, t_star=t, cfg=gef, held=held, world=reduce.shards if reduce else 1)
-    return fit(net, draw, step, cfg, reduce=reduce, what=what, **kw)
+    return _fit(net, draw, step, cfg, reduce=reduce, what=what, **kw)
 
 # %% ../nbs/15_finetuning.ipynb #0bc1ca9b
 def agreement(
@@ -425,6 +443,8 @@ def agreement(
         raise ValueError('batch.clean is None: the angle is between restoring and generating; make the batch '
                          'with clean pictures, stream(…, clean=…, mix=…)')
     for k in ('x','y','clean'): check_images(getattr(batch, k), f'batch.{k}')
+    # asked of this loss, also where training goes without it
+    cfg = replace(cfg, project=False, **{k: getattr(cfg, k) or 1. for k in ('lam_orth','mu','mix')})
     keep = set(Held(net, cfg).shallow); shallow = [p for n,p in net.named_parameters() if n in keep]
     batch = batch.to(shallow[0].device)
     gs, rs, _ = _groups(net, batch, steps_of(batch, t_star), rng(seed, 'agreement', device=batch.x.device),

@@ -142,7 +142,7 @@ def _tune(stages, *args, **kw):
 
 # %% ../nbs/16_incremental.ipynb #adfbf58e
 def train_incremental(
-    net,             # pre-trained and clocked, with its experts if it is to have any; trained in place
+    net,             # pre-trained and clocked, with its experts if it is to have any; used up by the first stage, the result is `History.net`
     sources:dict,    # task -> pairs, as `finetune` takes them
     matches:dict,    # task -> `Match` or t*
     clean=None,      # clean pictures, as `pretrain` takes them

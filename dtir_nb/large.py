@@ -12,11 +12,11 @@ from functools import partial
 import torch
 from torch import Tensor
 from .sharded import cut_like, dots, local
-from .training import FitConfig, differentiate, fit
+from .training import FitConfig, differentiate
 from .pretraining import gen_loss
 from .moe import MoE
 from .orthogonality import _gpus, _replayed, every_digit
-from .finetuning import FinetuneConfig, Held, _again, _plus, _ready, _split, rec_losses, steps_of
+from .finetuning import FinetuneConfig, Held, _again, _fit, _plus, _ready, _split, rec_losses, steps_of
 from .layer_decay import mean_weights
 
 # %% ../nbs/15a_large.ipynb #63eae7dc
@@ -49,7 +49,9 @@ def angles(
     n:int,      # how many of these
 )->Tensor:      # a scalar in [0,3]
     "The orthogonality loss (eq. 6-8) of inner products."
-    d = K.diagonal().clamp(min=1e-300).sqrt(); c = K/(d[:,None]*d); gen = torch.arange(len(K)) < n
+    none = K.diagonal() < torch.finfo(torch.float32).tiny   # a gradient of zero has no direction: its cosines are 0
+    d = K.diagonal().masked_fill(none, 1.).sqrt(); c = (K/(d[:,None]*d)).masked_fill(none[:,None] | none, 0.)
+    gen = torch.arange(len(K)) < n
     own = (gen[:,None] == gen) & ~torch.eye(len(K), dtype=torch.bool); mixed = gen[:,None] & ~gen
     return (1-c[own].mean() if own.any() else 0.) + (c[mixed].mean().abs() if mixed.any() else 0.)
 
@@ -166,7 +168,7 @@ def unopposed(g, rec, team):
     "The generation gradient without what points against reconstruction."
     ab, bb = dots([(g, rec), ([b for a,b in zip(g, rec) if a is not None],)*2], team)
     c = min(ab, 0.)/max(bb, 1e-300)
-    return [None if a is None or b is None else a-c*b for a,b in zip(g, rec)]
+    return [a if a is None or b is None else a-c*b for a,b in zip(g, rec)]
 
 def as_long(o, rec, team):
     "The orthogonality gradient, as long as that of reconstruction over the slices that it reaches (`lengths`)."
@@ -221,4 +223,4 @@ def finetune_sliced(
     check_sliced(gef, net)
     draw, held, what = _ready(net, pairs, clean, t, cfg, gef, patch, batch, held, kw)
     step = partial(sliced_step, t_star=t, cfg=gef, held=SlicedHeld(held), team=reduce)
-    return fit(net, draw, step, cfg, reduce=reduce, what=what, **kw)
+    return _fit(net, draw, step, cfg, reduce=reduce, what=what, **kw)

@@ -7,7 +7,7 @@ __all__ = ['by_score', 'by_diffusing', 'by_reversing', 'mse', 'mse_of_gradients'
            'match_timestep', 'Match', 'match', 'plot_curves', 'by_finetuning', 'referee']
 
 # %% ../nbs/10_matching.ipynb #cecf2bff
-import copy
+import contextlib, copy
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from .core import Batch, check_images, check_steps
 from .data import PLACES, no_loader, stream
 from .schedule import Schedule, _same, add_noise, reverse
 from .conditioning import evaluating
+from .parallel import digest
 from .training import FitConfig, fit
 
 # %% ../nbs/10_matching.ipynb #b26e5c66
@@ -175,8 +176,8 @@ def match(
     **kw,           # further arguments of `match_curve`: method, gen, t_max, chunk
 )->Match:
     "The matching time step of the degradation that turned the x of `pairs` into their y (Sec. 3.1)."
-    pairs = _pairs(pairs, net)
-    with evaluating(net):
+    pairs, trains = _pairs(pairs, net), getattr(kw.get('method'), 'trains', False)   # copies, in the modes of `net`
+    with contextlib.nullcontext() if trains else evaluating(net):
         curve = torch.cat([match_curve(net, x, y, sched, distance=distance, **kw) for x,y in pairs]).cpu()
     inp = torch.cat([distance(y, x) for x,y in pairs]).mean().item()
     flat = torch.cat([distance(x.mean((-2,-1), keepdim=True).expand_as(x), x) for x,y in pairs]).mean().item()
@@ -206,7 +207,7 @@ def by_finetuning(
     draw,           # stream k -> `Batch` of pairs to train on
     cfg:FitConfig,  # how long and how fast
 ):                  # a way to ask, like `by_score`
-    "Ask a copy of the network that was briefly fine-tuned (plain L1) at just that step; each network is trained when first asked."
+    "Ask a copy of the network that was briefly fine-tuned (plain L1) at just that step, in the modes in which it came; trained when first asked, and anew once the network has other weights."
     tuned = {}
     def train(net, t):
         def step(n, batch, gen, reduce):
@@ -214,13 +215,13 @@ def by_finetuning(
             return {'loss': (out-batch.x).abs().mean()}
         with torch.enable_grad(): return fit(copy.deepcopy(net), draw, step, cfg).eval()
     def ask(net, y, t, sched, gen=None):
-        out = torch.empty_like(y)
+        out, now = torch.empty_like(y), digest(dict([*net.named_parameters(), *net.named_buffers()]))
         for k in t.unique().tolist():
-            if (net,k) not in tuned: tuned[net,k] = train(net, k)
-            one = tuned[net,k](y[t==k], k); _same(one, y[t==k], "the network's answer", 'y')
+            if (net,now,k) not in tuned: tuned[net,now,k] = train(net, k)
+            one = tuned[net,now,k](y[t==k], k); _same(one, y[t==k], "the network's answer", 'y')
             out[t==k] = one
         return out
-    return ask
+    ask.trains = True; return ask
 
 # %% ../nbs/10_matching.ipynb #b117e595
 def referee(

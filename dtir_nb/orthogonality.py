@@ -52,9 +52,18 @@ class Cosines(NamedTuple):
     same: Tensor
     cross: Tensor
 
+def _shortest(dtype):
+    "The shortest length with a direction: that of which the square is a normal number."
+    return torch.finfo(dtype).tiny**.5
+
+def _units(g):
+    "Each gradient at length 1; one of zero has no direction, and is 0 whatever it is differentiated by."
+    none = g.detach().norm(dim=1, keepdim=True) < _shortest(g.dtype)
+    return F.normalize(g.masked_fill(none, 1.), dim=1, eps=torch.finfo(g.dtype).tiny).masked_fill(none, 0.)
+
 def _pack(g_gen, g_rec):
     "Sums of unit gradients of both objectives, their numbers, and how much of the squared sums is each with itself: (2P+4,)."
-    us = [F.normalize(g, dim=1, eps=torch.finfo(g.dtype).tiny) for g in (g_gen, g_rec)]
+    us = [_units(g) for g in (g_gen, g_rec)]
     tail = [g_gen.new_tensor(float(len(g))) for g in us] + [u.detach().square().sum() for u in us]
     return torch.cat([*(u.sum(0) for u in us), torch.stack(tail)])
 
@@ -192,7 +201,7 @@ def _gpus(ps):
 def _displaced(f, ps, g, v, eps):
     "Product of the Hessian of a group's loss with `v`, by a forward difference of length eps·‖θ‖; the weights come back bit for bit."
     theta = [p.detach().clone() for p in ps]
-    h = eps*torch.stack(torch._foreach_norm(theta)).norm()/v.norm().clamp(min=torch.finfo(v.dtype).tiny)
+    h = eps*torch.stack(torch._foreach_norm(theta)).norm()/v.norm().clamp(min=_shortest(v.dtype))
     try:
         with torch.no_grad():
             torch._foreach_add_(list(ps),
