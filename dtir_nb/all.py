@@ -32,7 +32,7 @@ from .metrics import psnr, ssim, DACLIP, BASICSR_RGB, BASICSR_Y, PROMPTIR, MATLA
 
 from .checkpoints import save_net, load_net, import_weights
 
-from .parallel import Team, exact, ddp
+from .parallel import Team, exact, ddp, is_first
 
 # %% ../nbs/20_all.ipynb #b35eda59
 from .sharded import fsdp
