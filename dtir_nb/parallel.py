@@ -8,7 +8,7 @@ __all__ = ['CHUNK', 'tree_sum', 'Team', 'exact', 'ddp', 'fork_workers', 'in_turn
            'init_workers', 'roll_call', 'stop_signals']
 
 # %% ../nbs/07a_parallel.ipynb #66c79bc0
-import atexit, contextlib, ctypes, hashlib, importlib, os, queue, signal, socket, sys, tempfile, threading
+import atexit, contextlib, ctypes, hashlib, importlib, os, queue, signal, socket, sys, tempfile, threading, time
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -96,6 +96,8 @@ def fork_workers(
     if torch.cuda.is_available():
         raise ValueError('fork_workers where a GPU is in sight: PyTorch computes no gradients in a forked '
                          'process then. Start Python with CUDA_VISIBLE_DEVICES=""; real runs use torchrun')
+    # a thread that has just ended may for a moment hold a lock of MKL's allocator, and a fork would keep it held for ever
+    time.sleep(.05)
     with tempfile.TemporaryDirectory() as d:
         pids = [_fork_one(f, r, n, Path(d), timeout) for r in range(n)]
         rcs = [os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in pids]
