@@ -105,6 +105,7 @@ def fork_workers(
         if any(rcs): raise RuntimeError(f'exit codes {rcs}\n' + '\n'.join(errors))
         return [st_load(read_file(Path(d)/f'{r}.safetensors')) for r in range(n)]
 
+# %% ../nbs/07a_parallel.ipynb #b05f77a6
 def _fork_one(f, r, n, d, timeout):
     if (pid := os.fork()): return pid
     rc = 1
